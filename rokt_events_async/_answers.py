@@ -1,0 +1,346 @@
+"""What an answer means, and which event of a batch became what. Pure.
+
+`judge` reads the status line, and `attribute` the body of a 2xx. An answer names the events that were
+not accepted only by an echo: the event, written again by the server. The matching rules:
+
+1. Field by field, a value is *equal* (strings exactly, missing and `""` the same; `sessionId` and
+   `parentGuid` also as the same UUID in another casing; `eventTime` as an instant; `eventType` without
+   regard to case; `metadata` pair by pair), or *near* (a time within 1 ms; metadata that contains what
+   was sent), or *silent* (a default time, an `Unknown` type or one called invalid, no metadata: it
+   fits any event), or it rules the event out.
+2. Full matches come first: an echo that is silent on nothing names the events it is equal to, or else
+   near to. Events whose bytes are the same are interchangeable; if any other fits as well, it names none.
+3. What then remains is matched as a whole, if the counts add up: an event that every possible reading
+   names is rejected, one that no reading names is delivered.
+4. What cannot be told is unconfirmed, and so is everybody not named if an echo fits nobody.
+
+Nothing else is used: not the order of the echoes, not `success`, not the counts alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from enum import Enum, IntEnum
+from typing import Any, Final
+
+import attrs
+
+from rokt_events_async import _wire
+from rokt_events_async._wire import Answer, Unprocessed
+from rokt_events_async.errors import ApiError
+from rokt_events_async.events import PartnerEvent
+
+# What the transport brings back.
+
+
+@attrs.frozen
+class Reply:
+    """A status line was received. `body` is `None` if it was lost, too large or compressed."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes | None
+
+
+@attrs.frozen
+class NoReply:
+    """No status line was received, for this reason. Whether the request went out, it does not tell."""
+
+    reason: str
+
+
+# What the status line says.
+
+
+class Meaning(Enum):
+    """What becomes of a request."""
+
+    ANSWERED = "answered"
+    """The server took it and told of each event."""
+
+    REFUSED = "refused"
+    """The server refused what it says, the whole of it."""
+
+    AGAIN = "again"
+    """Not accepted for now."""
+
+    AGAIN_MAYBE_ACCEPTED = "again, maybe accepted"
+    """The answer came from between, perhaps after the server took the events."""
+
+    CREDENTIALS = "credentials"
+    """The server refused who we are."""
+
+    FAILED = "failed"
+    """Never to be sent again as it is."""
+
+
+_MEANINGS: Final = {
+    400: Meaning.REFUSED,
+    413: Meaning.REFUSED,
+    422: Meaning.REFUSED,
+    401: Meaning.CREDENTIALS,
+    403: Meaning.CREDENTIALS,
+    408: Meaning.AGAIN_MAYBE_ACCEPTED,
+    429: Meaning.AGAIN,
+    501: Meaning.FAILED,
+    502: Meaning.AGAIN_MAYBE_ACCEPTED,
+    504: Meaning.AGAIN_MAYBE_ACCEPTED,
+    505: Meaning.FAILED,
+}
+
+
+def judge(status: int) -> Meaning:
+    """What a status line means for the request it answers."""
+    if 200 <= status <= 299:
+        return Meaning.ANSWERED
+    return _MEANINGS.get(status, Meaning.AGAIN if 500 <= status <= 599 else Meaning.FAILED)
+
+
+# What the body of a 2xx says.
+
+
+@attrs.frozen
+class Rejected:
+    """The event was refused, for these reasons; none if they could not be told."""
+
+    errors: tuple[ApiError, ...]
+
+
+class Told(Enum):
+    """The other things an answer can say of an event."""
+
+    DELIVERED = "delivered"
+    UNCONFIRMED = "unconfirmed"
+
+
+Verdict = Told | Rejected
+
+_ECHOES_PER_EVENT: Final = 4
+"""An answer with more echoes than that is read no further: it is nonsense, and costs time."""
+
+
+def attribute(events: Sequence[PartnerEvent], body: bytes | None) -> list[Verdict]:
+    """What the body of a 2xx says of each event that was sent, in their order."""
+    answer = _wire.read_answer(body)
+    if answer is None:
+        return [Told.UNCONFIRMED] * len(events)
+    if answer.processed == len(events) and not answer.unprocessed:
+        return [Told.DELIVERED] * len(events)
+    return _Matching(events, answer).verdicts()
+
+
+class _Fit(IntEnum):
+    """How well an echo fits an event, worst first."""
+
+    NONE = 0
+    SILENT = 1
+    NEAR = 2
+    EQUAL = 3
+
+
+class _Matching:
+    """One answer held against the events of its request."""
+
+    def __init__(self, events: Sequence[PartnerEvent], answer: Answer) -> None:
+        self._events = events
+        self._echoes = answer.unprocessed[: _ECHOES_PER_EVENT * len(events)]
+        unprocessed = len(answer.unprocessed)
+        self._adds_up = answer.processed + unprocessed == len(events)
+        self._all_refused = answer.processed == 0 and unprocessed == len(events)
+        self._keys = [_wire.encode(event) for event in events]
+        sent = [_Sent(event) for event in events]
+        self._fits = [[_fit(echo, one) for one in sent] for echo in self._echoes]
+        self._named: dict[int, int] = {}  # event: echo
+        self._open: list[int] = []  # echoes that named nobody by a full match
+        self._strays = False  # whether an echo fits nobody
+
+    def verdicts(self) -> list[Verdict]:
+        for echo in range(len(self._echoes)):
+            self._name_in_full(echo)
+        if self._all_refused:
+            return self._refuse_all()
+        if not self._adds_up:
+            return self._result(possible=set(range(len(self._events))))
+        return self._match_rest()
+
+    def _name_in_full(self, echo: int) -> None:
+        """Rule 2: finds whom an echo names without any doubt."""
+        fits = self._fits[echo]
+        best = max(fits)
+        if best is _Fit.NONE:
+            self._strays = True
+            return
+        candidates = [index for index, fit in enumerate(fits) if fit is best]
+        if _metadata_is_silent(self._echoes[echo]):
+            candidates = [index for index, fit in enumerate(fits) if fit is not _Fit.NONE]
+        is_named = best is not _Fit.SILENT and len({self._keys[index] for index in candidates}) == 1
+        if not is_named:
+            self._open.append(echo)
+            return
+        free = [index for index in candidates if index not in self._named]
+        if free:
+            self._named[free[0]] = echo
+        else:
+            self._strays = True  # The same event, named once too often.
+
+    def _match_rest(self) -> list[Verdict]:
+        """Rule 3: an alternating walk from every event left free tells who could have been free instead."""
+        fits = {echo: self._candidates(echo) for echo in self._open}
+        matched: dict[int, int] = {}
+        for echo in self._open:
+            if not _augment(echo, fits, matched, set()):
+                self._strays = True
+        possible = set().union(*fits.values()) if fits else set()
+        doubtful = _reachable(possible - matched.keys(), fits, matched)
+        self._named |= {event: echo for event, echo in matched.items() if event not in doubtful}
+        return self._result(possible=possible)
+
+    def _candidates(self, echo: int) -> list[int]:
+        return [
+            index
+            for index, fit in enumerate(self._fits[echo])
+            if fit is not _Fit.NONE and index not in self._named
+        ]
+
+    def _result(self, *, possible: set[int]) -> list[Verdict]:
+        """Rule 4; `possible` are the events that some reading names."""
+        verdicts: list[Verdict] = []
+        for index in range(len(self._events)):
+            if index in self._named:
+                verdicts.append(Rejected(self._echoes[self._named[index]].errors))
+            elif index in possible or self._strays:
+                verdicts.append(Told.UNCONFIRMED)
+            else:
+                verdicts.append(Told.DELIVERED)
+        return verdicts
+
+    def _refuse_all(self) -> list[Verdict]:
+        """None processed and all unprocessed: only the reasons are to be told apart."""
+        self._match_rest()
+        spare = {echo.errors for index, echo in enumerate(self._echoes) if index not in self._named.values()}
+        reasons = spare.pop() if len(spare) == 1 else ()
+        return [
+            Rejected(self._echoes[self._named[index]].errors if index in self._named else reasons)
+            for index in range(len(self._events))
+        ]
+
+
+def _augment(echo: int, fits: dict[int, list[int]], matched: dict[int, int], seen: set[int]) -> bool:
+    """Finds an event for an echo, moving others if need be (Kuhn's algorithm)."""
+    for event in fits[echo]:
+        if event in seen:
+            continue
+        seen.add(event)
+        if event not in matched or _augment(matched[event], fits, matched, seen):
+            matched[event] = echo
+            return True
+    return False
+
+
+def _reachable(free: set[int], fits: dict[int, list[int]], matched: dict[int, int]) -> set[int]:
+    """The events that some maximum matching leaves free, given those that this one does."""
+    doubtful, frontier = set(free), list(free)
+    while frontier:
+        event = frontier.pop()
+        for other, echo in matched.items():
+            if other not in doubtful and event in fits[echo]:
+                doubtful.add(other)
+                frontier.append(other)
+    return doubtful
+
+
+# How an echo fits an event.
+
+
+class _Sent:
+    """A sent event in the form in which it is compared."""
+
+    def __init__(self, event: PartnerEvent) -> None:
+        assert event.event_time is not None, "an event is stamped when it is accepted"
+        self.type = event.event_type.casefold()
+        self.session_id = _as_id(event.session_id)
+        self.parent_guid = _as_id(event.parent_guid)
+        self.client_unique_id = event.client_unique_id
+        self.time = _wire.parse_time(_wire.format_time(event.event_time))
+        self.metadata = Counter((pair.name, pair.value) for pair in event.metadata)
+
+
+def _fit(unprocessed: Unprocessed, sent: _Sent) -> _Fit:
+    """Rule 1, over all fields."""
+    echo = unprocessed.echo
+    if echo is None:
+        return _Fit.NONE
+    if (echo.get("clientuniqueid") or "") != sent.client_unique_id:
+        return _Fit.NONE
+    if _as_id(echo.get("sessionid")) != sent.session_id:
+        return _Fit.NONE
+    if _as_id(echo.get("parentguid")) != sent.parent_guid:
+        return _Fit.NONE
+    return min(
+        _fit_type(echo.get("eventtype"), sent.type, unprocessed.errors),
+        _fit_time(echo.get("eventtime"), sent.time),
+        _fit_metadata(echo.get("metadata"), sent.metadata),
+    )
+
+
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
+
+
+def _as_id(value: Any) -> Any:
+    """An id in the form in which it is compared: a UUID in lower case, anything else as it is."""
+    if isinstance(value, str) and _UUID.fullmatch(value):
+        return value.lower()
+    return value or ""
+
+
+def _fit_type(value: Any, sent: str, errors: tuple[ApiError, ...]) -> _Fit:
+    if value == "Unknown":
+        return _Fit.SILENT
+    if isinstance(value, str) and value.casefold() == sent:
+        return _Fit.EQUAL
+    is_called_invalid = any(error.code == "InvalidEventType" for error in errors)
+    return _Fit.SILENT if is_called_invalid else _Fit.NONE
+
+
+def _fit_time(value: Any, sent: datetime) -> _Fit:
+    if value is None or value == "":
+        return _Fit.SILENT
+    try:
+        moment = _wire.parse_time(value)
+    except (TypeError, ValueError):
+        return _Fit.NONE
+    if moment == _DEFAULT_TIME:
+        return _Fit.SILENT
+    if moment == sent:
+        return _Fit.EQUAL
+    return _Fit.NEAR if abs(moment - sent) <= _TIME_TOLERANCE else _Fit.NONE
+
+
+_DEFAULT_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)
+_TIME_TOLERANCE: Final = timedelta(milliseconds=1)
+
+
+def _fit_metadata(value: Any, sent: Counter[tuple[str, str]]) -> _Fit:
+    if not value:
+        return _Fit.SILENT if sent else _Fit.EQUAL
+    echoed = _read_pairs(value)
+    if echoed is None or not sent <= echoed:
+        return _Fit.NONE
+    return _Fit.EQUAL if echoed == sent else _Fit.NEAR
+
+
+def _metadata_is_silent(unprocessed: Unprocessed) -> bool:
+    return unprocessed.echo is not None and not unprocessed.echo.get("metadata")
+
+
+def _read_pairs(value: Any) -> Counter[tuple[str, str]] | None:
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        return None
+    pairs = [_wire.lower_keys(item) for item in value]
+    named: list[tuple[Any, Any]] = [(pair.get("name"), pair.get("value") or "") for pair in pairs]
+    if not all(isinstance(name, str) and isinstance(text, str) for name, text in named):
+        return None
+    return Counter(named)

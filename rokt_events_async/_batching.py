@@ -1,0 +1,288 @@
+"""Sessions, batches, deadlines: which events travel together, and when. Pure; `now` is passed in.
+
+How it works
+------------
+A session is what its events have in common, and it exists only while it has any. It holds
+
+- `open`: the batch that is being filled, due one interval after its first event;
+- `full`: batches behind each other that became full while an earlier one had not left yet;
+- `in_flight`: whether a batch of it is under way. At most one is, so that its order is kept.
+
+```
+             add                     full, or interval over,
+  (no state) ───▶ open, not due ─────or flushed──────▶ due ──take──▶ in flight
+       ▲                ▲                               ▲               │
+       │                └──── release: more, not due ───┼───────────────┤
+       │                                                └─ release: more, due
+       └───────────────────── release: nothing left ────────────────────┘
+```
+
+Events that arrive while a session is due or in flight fill its open batch; they never overtake.
+
+Three queues say whose turn it is, each in order of age, and all moves are O(1):
+
+- `_opening`: a ring of the sessions whose open batch waits for its interval. The interval is the same
+  for all, so the order of opening is the order of falling due. A flush moves the whole ring at once;
+- `_flushed`: a ring of the sessions whose open batch was flushed;
+- `_ready`: a deque of the sessions that have a full batch, or came back from a flight with a due one.
+
+Nothing is done when a batch falls due: `take` looks at the heads and hands out the oldest. A session
+in flight that comes up in a ring is only marked (`is_due`), and its turn comes when it is released.
+
+The sessions are kept in 64 dictionaries, since growing a single one of a million would hold the
+caller for a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from typing import Final, Generic, TypeVar
+
+T = TypeVar("T")
+
+_SHARDS: Final = 64
+
+
+class _Link:
+    """A place in a ring. One that is in no ring has `_NOWHERE` for neighbours."""
+
+    __slots__ = ("after", "before")
+
+    before: _Link
+    after: _Link
+
+
+_NOWHERE: Final = _Link()
+
+
+class _Ring(_Link):
+    """A doubly linked ring, this its anchor: O(1) append, removal anywhere, and splice."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        self.before = self.after = self
+
+    def append(self, link: _Link) -> None:
+        last = self.before
+        link.before, link.after = last, self
+        last.after = self.before = link
+
+    def splice(self, other: _Ring) -> None:
+        """Appends all of the other ring, which is empty afterwards."""
+        if other.after is other:
+            return
+        first, last = other.after, other.before
+        self.before.after, first.before = first, self.before
+        last.after, self.before = self, last
+        other.before = other.after = other
+
+
+def _unlink(link: _Link) -> None:
+    if link.after is not _NOWHERE:
+        link.before.after, link.after.before = link.after, link.before
+        link.before = link.after = _NOWHERE
+
+
+class Session(_Link, Generic[T]):
+    """A session that has events waiting or in flight. To its users it is the handle of what they took."""
+
+    __slots__ = ("due_at", "full", "id", "in_flight", "is_due", "open", "ready_at")
+
+    def __init__(self, session_id: str) -> None:
+        self.before = self.after = _NOWHERE
+        self.id = session_id
+        self.open: list[T] = []
+        self.full: deque[list[T]] | None = None
+        self.due_at = math.inf
+        self.ready_at = math.inf
+        self.is_due = False
+        self.in_flight = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it stands in the ready queue."""
+        return self.ready_at != math.inf
+
+
+class Batches(Generic[T]):
+    """All sessions with events waiting or in flight.
+
+    Args:
+        max_batch_size: Items a batch holds at most.
+        interval: Seconds after which an open batch falls due, counted from its first item.
+    """
+
+    def __init__(self, *, max_batch_size: int, interval: float) -> None:
+        self._max_batch_size = max_batch_size
+        self._interval = interval
+        self._shards: tuple[dict[str, Session[T]], ...] = tuple({} for _ in range(_SHARDS))
+        self._opening = _Ring()
+        self._flushed = _Ring()
+        self._ready: deque[Session[T]] = deque()
+        self.sessions = 0
+
+    def add(self, session_id: str, item: T, *, now: float) -> bool:
+        """Files an item under its session. Whether that made a batch due that was not before."""
+        shard = self._shards[hash(session_id) % _SHARDS]
+        session = shard.get(session_id)
+        if session is None:
+            session = shard[session_id] = Session(session_id)
+            self.sessions += 1
+        if not session.open:
+            session.open = [item]
+            session.due_at = now + self._interval
+            self._opening.append(session)
+        else:
+            session.open.append(item)
+        if len(session.open) < self._max_batch_size:
+            return False
+        return self._close_open(session, now=now)
+
+    def _close_open(self, session: Session[T], *, now: float) -> bool:
+        _unlink(session)
+        if session.full is None:
+            session.full = deque()
+        session.full.append(session.open)
+        session.open = []
+        session.is_due = False
+        return self._make_ready(session, now=now)
+
+    def _make_ready(self, session: Session[T], *, now: float) -> bool:
+        if session.in_flight or session.is_ready:
+            return False
+        session.ready_at = now
+        self._ready.append(session)
+        return True
+
+    def flush(self) -> None:
+        """Makes all that is waiting due, whatever its interval."""
+        self._flushed.splice(self._opening)
+
+    def next_due(self) -> float | None:
+        """When the next batch falls due: in the past if one is, `None` if nothing waits for it."""
+        if self._ready or self._flushed.after is not self._flushed:
+            return -math.inf
+        head = self._opening.after
+        return head.due_at if isinstance(head, Session) else None
+
+    def take(self, *, now: float) -> tuple[Session[T], list[T]] | None:
+        """The batch that has been due longest, now in flight, or `None` if none is due.
+
+        The session must be given back with `release`, whatever becomes of the batch.
+        """
+        while (session := self._pop_oldest(now)) is not None:
+            if session.in_flight or session.is_ready:
+                continue  # Its open batch fell due; its turn comes when what is before it has left.
+            if batch := self._next_batch(session):
+                session.in_flight = True
+                return session, batch
+            self._forget_if_empty(session)
+        return None
+
+    def _pop_oldest(self, now: float) -> Session[T] | None:
+        """The session whose turn it is, out of its queue: the oldest of three heads, if it is due."""
+        ready_since = self._ready[0].ready_at if self._ready else math.inf
+        flushed, opening = self._flushed.after, self._opening.after
+        flushed_since = flushed.due_at - self._interval if isinstance(flushed, Session) else math.inf
+        due_since = opening.due_at if isinstance(opening, Session) else math.inf
+        if due_since > now:
+            due_since = math.inf
+        since = min(ready_since, flushed_since, due_since)
+        if since == math.inf:
+            return None
+        if since == ready_since:
+            session = self._ready.popleft()
+            session.ready_at = math.inf
+            return session
+        ring = self._flushed if since == flushed_since else self._opening
+        return self._pop_due(ring)
+
+    def _pop_due(self, ring: _Ring) -> Session[T]:
+        session = ring.after
+        assert isinstance(session, Session), "the ring has a head"
+        _unlink(session)
+        session.is_due = True
+        return session
+
+    def _next_batch(self, session: Session[T]) -> list[T]:
+        """What is due of a session, full batches first; nothing if that has been taken out since."""
+        if session.full:
+            batch = session.full.popleft()
+            if not session.full:
+                session.full = None
+            return batch
+        if not session.is_due:
+            return []
+        batch, session.open = session.open, []
+        session.is_due = False
+        return batch
+
+    def release(self, session: Session[T], *, now: float) -> None:
+        """Takes a session back whose batch has its outcome, so that its next one can leave."""
+        session.in_flight = False
+        if session.full or session.is_due:
+            self._make_ready(session, now=now)
+        else:
+            self._forget_if_empty(session)
+
+    def _forget_if_empty(self, session: Session[T]) -> None:
+        if session.open or session.full or session.in_flight or session.is_ready:
+            return
+        shard = self._shards[hash(session.id) % _SHARDS]
+        if shard.pop(session.id, None) is not None:
+            self.sessions -= 1
+
+    def take_overdue(
+        self, is_overdue: Callable[[T], bool], *, start: int, at_most: int
+    ) -> tuple[list[T], int]:
+        """Takes out what has waited too long, a bounded piece of the way at a time.
+
+        Items of a session are overdue from the front, and so are the sessions of a ring; the ready
+        queue has no such order and is looked through from `start`.
+
+        Returns:
+            The items, and where to go on, 0 when the end was reached.
+        """
+        overdue: list[T] = []
+        for ring in (self._flushed, self._opening):
+            while isinstance(head := ring.after, Session) and len(overdue) < at_most:
+                found = self.drop_overdue(head, is_overdue)
+                overdue += found
+                if not found or head is ring.after:
+                    break
+        looked_at = list(islice(self._ready, start, start + at_most))
+        for session in looked_at:
+            overdue += self.drop_overdue(session, is_overdue)
+        return overdue, start + at_most if len(looked_at) == at_most else 0
+
+    def drop_overdue(self, session: Session[T], is_overdue: Callable[[T], bool]) -> list[T]:
+        """Takes what has waited too long out of one session, from the front."""
+        overdue: list[T] = []
+        while session.full:
+            batch = session.full[0]
+            count = _count_overdue(batch, is_overdue)
+            overdue += batch[:count]
+            del batch[:count]
+            if batch:
+                return overdue
+            session.full.popleft()
+        session.full = None
+        count = _count_overdue(session.open, is_overdue)
+        overdue += session.open[:count]
+        del session.open[:count]
+        if not session.open:
+            _unlink(session)
+            session.is_due = False
+        self._forget_if_empty(session)
+        return overdue
+
+
+def _count_overdue(batch: list[T], is_overdue: Callable[[T], bool]) -> int:
+    count = 0
+    while count < len(batch) and is_overdue(batch[count]):
+        count += 1
+    return count

@@ -1,0 +1,470 @@
+"""The flush workers: they pull what is due, post it, and see every event to its outcome.
+
+How it works
+------------
+A worker is a task that runs while something is due, up to `max_concurrency` at a time; with nothing to
+do there is none. It takes a batch, carries it until each of its events is settled, and gives the session
+back. One timer wakes the first worker when the next batch falls due, and a worker that leaves something
+due behind starts the next one.
+
+What travels together is a `_Part`. It begins as a batch and may be halved; the halves inherit the
+history. The journey of a part:
+
+```
+          ┌────────────────────────── wait ◀──────────────────────────┐
+          ▼                                                           │ again
+   overdue, expired leave ──▶ POST ──▶ judge ──▶ settled / halved / given up
+```
+
+Every path ends in an outcome. A worker that is cancelled or dies of a fault settles what it carries: as
+unconfirmed if it may have been accepted, otherwise as failed. What has waited in the queue beyond its
+deadline, because all workers are held up, is given up by a second timer that runs only while they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterable
+from contextvars import Context
+from datetime import datetime
+from typing import Final
+
+from rokt_events_async import _retry, _wire
+from rokt_events_async._answers import Meaning, NoReply, Rejected, Reply, Told, attribute, judge
+from rokt_events_async._batching import Batches, Session
+from rokt_events_async._ledger import Ledger
+from rokt_events_async._transport import Request, Transport
+from rokt_events_async.errors import (
+    ApiError,
+    CredentialsRefusedError,
+    DeliveryError,
+    DeliveryFailedError,
+    DeliveryUnconfirmedError,
+    EventExpiredError,
+    EventRejectedError,
+)
+from rokt_events_async.events import is_expired
+from rokt_events_async.outcomes import Delivery, Receipt
+from rokt_events_async.settings import Credentials, RetryPolicy
+
+_log: Final = logging.getLogger("rokt_events_async")
+
+_MAX_REFUSALS: Final = 16
+"""Whole-request refusals in a row after which requests are no longer halved, until the next 2xx."""
+
+_SLICE: Final = 500
+"""Events or sessions handled between two turns of the loop when many are to be given up."""
+
+_RESTART: Final = 0.1
+"""Seconds after which work goes on when a worker was cancelled from outside."""
+
+
+class _Part:
+    """Events that travel together, and the history they share."""
+
+    __slots__ = ("attempts", "deliveries", "failures", "is_lost", "is_resent", "request", "status")
+
+    def __init__(self, deliveries: list[Delivery]) -> None:
+        self.deliveries = deliveries
+        self.attempts = 0
+        self.failures = 0
+        self.status: int | None = None
+        self.is_lost = False
+        """Whether an answer was lost, so that its events may have been accepted."""
+        self.is_resent = False
+        """Whether they were sent again after that."""
+        self.request: Request | None = None
+        """The request whose consequences are not drawn yet."""
+
+    def may_be_accepted(self) -> bool:
+        return self.is_lost or (self.request is not None and self.request.went_out)
+
+    def halves(self) -> tuple[_Part, _Part]:
+        middle = (len(self.deliveries) + 1) // 2
+        return self._with(self.deliveries[:middle]), self._with(self.deliveries[middle:])
+
+    def _with(self, deliveries: list[Delivery]) -> _Part:
+        part = _Part(deliveries)
+        part.attempts, part.failures, part.status = self.attempts, self.failures, self.status
+        part.is_lost, part.is_resent = self.is_lost, self.is_resent
+        return part
+
+
+class FlushWorkers:
+    """Carries due batches to their outcomes.
+
+    Args:
+        context: What the tasks run in, so that they do not inherit some caller's.
+        clock: The aware now.
+    """
+
+    def __init__(
+        self,
+        *,
+        batches: Batches[Delivery],
+        ledger: Ledger,
+        transport: Transport,
+        credentials: Credentials,
+        policy: RetryPolicy,
+        max_concurrency: int,
+        request_timeout: float,
+        clock: Callable[[], datetime],
+        random: _retry.Random,
+        loop: asyncio.AbstractEventLoop,
+        context: Context,
+    ) -> None:
+        self._batches = batches
+        self._ledger = ledger
+        self._transport = transport
+        self._credentials = credentials
+        self._policy = policy
+        self._max_concurrency = max_concurrency
+        self._sweep_interval = min(1.0, request_timeout / 2)
+        self._clock = clock
+        self._random = random
+        self._loop = loop
+        self._context = context
+        self._workers: set[asyncio.Task[None]] = set()
+        self._wake_timer: asyncio.TimerHandle | None = None
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._is_stopping = False
+        self._refusals = 0
+        self._has_warned_of_credentials = False
+        self.in_flight = 0
+        self.requests = 0
+        self.retries = 0
+
+    # When to run.
+
+    def start_one(self) -> None:
+        """Starts a worker, unless enough are running: something is due."""
+        if len(self._workers) >= self._max_concurrency:
+            self._arm_sweep()
+            return
+        # Not by the loop's task factory: an eager one would run the worker inside of `track()`.
+        task = asyncio.Task(
+            self._work(), loop=self._loop, name="rokt-events-flush", context=self._context.copy()
+        )
+        self._workers.add(task)
+        task.add_done_callback(self._on_worker_done)
+
+    def arm(self) -> None:
+        """Sees to it that somebody wakes when the next batch falls due."""
+        if len(self._workers) >= self._max_concurrency:
+            self._arm_sweep()
+            return
+        if self._wake_timer is not None:
+            return
+        due_at = self._batches.next_due()
+        if due_at is not None:
+            when = max(due_at, self._loop.time())
+            self._wake_timer = self._loop.call_at(when, self._on_due, context=self._context)
+
+    def _on_due(self) -> None:
+        self._wake_timer = None
+        self.start_one()
+
+    def _on_worker_done(self, task: asyncio.Task[None]) -> None:
+        self._workers.discard(task)
+        if not self._workers and self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+            self._sweep_timer = None
+        if self._is_stopping or self._wake_timer is not None:
+            return
+        if task.cancelled() or task.exception() is not None:
+            # From outside, perhaps at the loop's end, or by a fault: nothing new right now.
+            self._wake_timer = self._loop.call_later(_RESTART, self._on_due, context=self._context)
+        else:
+            self.arm()
+
+    def stop_timers(self) -> None:
+        """Nothing wakes any more."""
+        for timer in (self._wake_timer, self._sweep_timer):
+            if timer is not None:
+                timer.cancel()
+        self._wake_timer = self._sweep_timer = None
+
+    async def stop(self) -> None:
+        """Interrupts back-offs and requests, and gives all that is pending its outcome.
+
+        Being cancelled makes it hurry, and does not keep it from that.
+        """
+        self._is_stopping = True
+        self.stop_timers()
+        for task in self._workers:
+            task.cancel()
+        while self._workers:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait(self._workers)
+        self._batches.flush()
+        while self.give_up_some():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+
+    def give_up_some(self) -> bool:
+        """Gives up a slice of the queue, as closed before it was sent. Whether there was anything."""
+        handled = 0
+        while handled < _SLICE and (taken := self._batches.take(now=math.inf)) is not None:
+            session, deliveries = taken
+            self.abandon(deliveries, "the emitter was closed")
+            self._batches.release(session, now=math.inf)
+            handled += len(deliveries)
+        return handled > 0
+
+    def abandon(self, deliveries: Iterable[Delivery], reason: str) -> None:
+        """Fails events that were never sent."""
+        for delivery in deliveries:
+            self._ledger.settle(delivery, DeliveryFailedError(f"not sent: {reason}", event=delivery.event))
+
+    # What waits too long while all workers are held up.
+
+    def _arm_sweep(self) -> None:
+        if self._sweep_timer is None:
+            self._sweep_later(0)
+
+    def _sweep_later(self, start: int) -> None:
+        wait = self._sweep_interval if start == 0 else 0
+        self._sweep_timer = self._loop.call_later(wait, self._sweep, start, context=self._context)
+
+    def _sweep(self, start: int) -> None:
+        is_overdue = self._overdue_by(self._loop.time())
+        overdue, start = self._batches.take_overdue(is_overdue, start=start, at_most=_SLICE)
+        self._give_up_overdue(overdue)
+        if len(self._workers) >= self._max_concurrency:
+            self._sweep_later(start)
+        else:
+            self._sweep_timer = None
+
+    def _give_up_overdue(self, deliveries: Iterable[Delivery]) -> None:
+        self.abandon(deliveries, f"its deadline of {self._policy.deadline:g} s passed in the queue")
+
+    def _overdue_by(self, now: float) -> Callable[[Delivery], bool]:
+        accepted_before = now - self._policy.deadline
+        return lambda delivery: delivery.accepted_at <= accepted_before
+
+    # One worker.
+
+    async def _work(self) -> None:
+        while (taken := self._batches.take(now=self._loop.time())) is not None:
+            if (due_at := self._batches.next_due()) is not None and due_at <= self._loop.time():
+                self.start_one()
+            session, deliveries = taken
+            try:
+                await self._carry(deliveries)
+            finally:
+                self._release(session)
+
+    def _release(self, session: Session[Delivery]) -> None:
+        now = self._loop.time()
+        self._give_up_overdue(self._batches.drop_overdue(session, self._overdue_by(now)))
+        self._batches.release(session, now=now)
+
+    async def _carry(self, deliveries: list[Delivery]) -> None:
+        """Sees a batch to its end; halves go the first one first, for the order."""
+        parts = [_Part(deliveries)]
+        try:
+            while parts:
+                halves = await self._carry_part(parts[-1])
+                parts.pop()
+                parts.extend(reversed(halves))
+        except Exception:  # noqa: BLE001 -- whatever the fault, its events are to be settled
+            _log.exception("a flush worker died of a fault in the library; its events have been settled")
+            self._interrupt(parts, "a fault in the library, see the log")
+        except BaseException:  # Cancelled; or an exit, which is to end the program.
+            self._interrupt(parts, "the emitter was closed")
+            raise
+
+    def _interrupt(self, parts: list[_Part], reason: str) -> None:
+        for part in reversed(parts):
+            pending = [delivery for delivery in part.deliveries if delivery.generation is not None]
+            part.is_lost = part.may_be_accepted()
+            self._give_up(part, pending, reason)
+
+    async def _carry_part(self, part: _Part) -> tuple[_Part, ...]:
+        """Sends a part until it is settled. Returns the halves if it has to go on as two."""
+        halves: tuple[_Part, ...] = ()
+
+        async def attempt() -> float | None:
+            nonlocal halves
+            self._drop_overdue(part)
+            self._drop_expired(part)
+            if not part.deliveries:
+                return None
+            reply = await self._post(part)
+            if isinstance(reply, Reply) and judge(reply.status) is Meaning.REFUSED:
+                halves = self._on_refused(part, reply)
+                return None
+            return self._on_reply(part, reply)
+
+        await _retry.repeat(attempt)
+        return halves
+
+    def _drop_overdue(self, part: _Part) -> None:
+        is_overdue = self._overdue_by(self._loop.time())
+        overdue = [delivery for delivery in part.deliveries if is_overdue(delivery)]
+        if overdue:
+            part.deliveries = [delivery for delivery in part.deliveries if not is_overdue(delivery)]
+            self._give_up(part, overdue, f"its deadline of {self._policy.deadline:g} s has passed")
+
+    def _drop_expired(self, part: _Part) -> None:
+        now = self._clock()
+        expired = [delivery for delivery in part.deliveries if is_expired(_time(delivery), now=now)]
+        if not expired:
+            return
+        part.deliveries = [delivery for delivery in part.deliveries if delivery not in expired]
+        for delivery in expired:
+            error = DeliveryUnconfirmedError if part.is_lost else EventExpiredError
+            self._end(part, delivery, error, "it became older than 3 days before it could be sent")
+
+    async def _post(self, part: _Part) -> Reply | NoReply:
+        part.request = Request(_wire.join([delivery.wire for delivery in part.deliveries]))
+        part.attempts += 1
+        self.requests += 1
+        self.retries += part.failures > 0
+        if part.is_lost and not part.is_resent:
+            part.is_resent = True
+            self._ledger.possible_duplicates += len(part.deliveries)
+        self.in_flight += 1
+        try:
+            reply = await self._transport.post(part.request)
+        finally:
+            self.in_flight -= 1
+        if isinstance(reply, Reply):
+            part.status = reply.status
+        return reply
+
+    # What a reply does to a part.
+
+    def _on_reply(self, part: _Part, reply: Reply | NoReply) -> float | None:
+        """Settles what the reply settles. Returns the wait before the part is sent again, if it is."""
+        if isinstance(reply, NoReply):
+            return self._on_no_reply(part, reply)
+        match judge(reply.status):
+            case Meaning.ANSWERED:
+                self._on_answer(part, reply)
+                return None
+            case Meaning.CREDENTIALS:
+                self._on_credentials_refused(part, reply)
+                return None
+            case Meaning.AGAIN:
+                return self._again(part, f"HTTP {reply.status}", reply)
+            case Meaning.AGAIN_MAYBE_ACCEPTED:
+                part.is_lost = True
+                return self._again(part, f"HTTP {reply.status}", reply)
+            case _:
+                reasons = _in_words(_wire.read_errors(reply.body))
+                self._give_up(part, part.deliveries, f"HTTP {reply.status}{reasons}")
+                return None
+
+    def _on_no_reply(self, part: _Part, reply: NoReply) -> float | None:
+        assert part.request is not None
+        if part.request.went_out:
+            part.is_lost = True
+            if not self._policy.retry_unconfirmed:
+                self._give_up(part, part.deliveries, f"{reply.reason} after the request went out")
+                return None
+        return self._again(part, reply.reason, None)
+
+    def _again(self, part: _Part, reason: str, reply: Reply | None) -> float | None:
+        """The wait before the next attempt; whoever cannot have one is given up before the wait."""
+        part.request = None
+        part.failures += 1
+        if self._policy.max_attempts is not None and part.failures >= self._policy.max_attempts:
+            self._give_up(part, part.deliveries, f"{reason}, {part.failures} failed attempts")
+            return None
+        value = reply.headers.get("Retry-After") if reply else None
+        retry_after = _retry.parse_retry_after(value, now=self._clock())
+        wait = _retry.next_wait(self._policy, retry_after=retry_after, random=self._random)
+        is_overdue = self._overdue_by(self._loop.time() + wait)
+        overdue = [delivery for delivery in part.deliveries if is_overdue(delivery)]
+        part.deliveries = [delivery for delivery in part.deliveries if not is_overdue(delivery)]
+        self._give_up(part, overdue, f"{reason}, and its deadline falls before the next attempt")
+        return wait if part.deliveries else None
+
+    def _on_answer(self, part: _Part, reply: Reply) -> None:
+        self._refusals = 0
+        verdicts = attribute([delivery.event for delivery in part.deliveries], reply.body)
+        for delivery, verdict in zip(part.deliveries, verdicts, strict=True):
+            if verdict is Told.DELIVERED:
+                receipt = Receipt(delivery.event, part.attempts, part.is_lost)
+                self._ledger.settle(delivery, receipt)
+            elif isinstance(verdict, Rejected):
+                self._reject(part, delivery, verdict.errors)
+            else:
+                what = "its answer cannot be read" if reply.body is None else "its answer does not tell"
+                self._end(part, delivery, DeliveryUnconfirmedError, f"HTTP {reply.status}, {what}")
+
+    def _on_refused(self, part: _Part, reply: Reply) -> tuple[_Part, ...]:
+        """One event may have spoilt the request for all: it is looked for by halving."""
+        part.request = None
+        self._refusals += 1
+        if len(part.deliveries) > 1 and self._refusals <= _MAX_REFUSALS:
+            return part.halves()
+        errors = _wire.read_errors(reply.body)
+        for delivery in part.deliveries:
+            self._reject(part, delivery, errors)
+        return ()
+
+    def _on_credentials_refused(self, part: _Part, reply: Reply) -> None:
+        credentials = self._credentials
+        reason = (
+            f"HTTP {reply.status}: Rokt refused the credentials of pub_id {credentials.pub_id!r} "
+            f"with tag_id {credentials.tag_id!r}{_in_words(_wire.read_errors(reply.body))}"
+        )
+        if not self._has_warned_of_credentials:
+            self._has_warned_of_credentials = True
+            _log.error("%s; no event can be delivered with them", reason)
+        error = DeliveryUnconfirmedError if part.is_lost else CredentialsRefusedError
+        for delivery in part.deliveries:
+            self._end(part, delivery, error, reason)
+
+    def _give_up(self, part: _Part, deliveries: Iterable[Delivery], reason: str) -> None:
+        error = DeliveryUnconfirmedError if part.is_lost else DeliveryFailedError
+        for delivery in deliveries:
+            self._end(part, delivery, error, reason)
+
+    def _reject(self, part: _Part, delivery: Delivery, errors: tuple[ApiError, ...]) -> None:
+        message = f"rejected by Rokt, HTTP {part.status}{_in_words(errors)}"
+        self._ledger.settle(
+            delivery,
+            EventRejectedError(
+                message,
+                event=delivery.event,
+                errors=errors,
+                attempts=part.attempts,
+                status=part.status,
+            ),
+        )
+
+    def _end(self, part: _Part, delivery: Delivery, error: type[DeliveryError], reason: str) -> None:
+        """Ends an event with an error of its own: on a shared one, tracebacks would pile up."""
+        lead = _LEADS[error]
+        self._ledger.settle(
+            delivery,
+            error(
+                f"{lead} ({reason})",
+                event=delivery.event,
+                attempts=part.attempts,
+                status=part.status,
+            ),
+        )
+
+
+_LEADS: Final[dict[type[DeliveryError], str]] = {
+    EventExpiredError: "expired, never accepted",
+    DeliveryFailedError: "not delivered, never accepted",
+    CredentialsRefusedError: "not delivered, never accepted",
+    DeliveryUnconfirmedError: "unconfirmed, perhaps accepted",
+}
+
+
+def _time(delivery: Delivery) -> datetime:
+    assert delivery.event.event_time is not None, "an event is stamped when it is accepted"
+    return delivery.event.event_time
+
+
+def _in_words(errors: tuple[ApiError, ...]) -> str:
+    return ": " + "; ".join(map(str, errors)) if errors else ""

@@ -1,0 +1,261 @@
+"""The account: what is accepted and not settled, both bounds, who waits for room, what `flush()` awaits.
+
+How it works
+------------
+An event is *admitted* once, by `admit` or `admit_nowait`, and *settled* once, by `settle`; between the
+two it is pending and counts against both bounds, events and bytes. At every instant
+
+    accepted = delivered + rejected + expired + failed + unconfirmed + pending
+
+Who finds no room waits in line. Room that comes free is *granted* to the head of the line, who holds it
+from then on but is admitted only when its task has come to run: whoever is cancelled in between gives
+it back. Nobody overtakes: while someone waits or holds a grant, newcomers join the line.
+
+For `flush()`, events belong to generations. A flush ends the current one and waits until it and those
+before it are empty, so its cost does not depend on how much is pending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from typing import Final
+
+from rokt_events_async.errors import (
+    DeliveryError,
+    DeliveryFailedError,
+    DeliveryUnconfirmedError,
+    EmitterClosedError,
+    EventExpiredError,
+    EventRejectedError,
+    QueueFullError,
+)
+from rokt_events_async.outcomes import Delivery, DrainReport, EmitterStats, Receipt
+
+
+class _Generation:
+    """The events admitted between two flushes."""
+
+    __slots__ = ("empty", "pending")
+
+    def __init__(self) -> None:
+        self.pending = 0
+        self.empty: asyncio.Future[None] | None = None
+
+
+class Ledger:
+    """The account of one emitter.
+
+    Args:
+        max_pending: Events pending at most.
+        max_pending_bytes: Bytes pending at most, as encoded.
+    """
+
+    def __init__(self, *, max_pending: int, max_pending_bytes: int) -> None:
+        self._max_pending: Final = max_pending
+        self._max_pending_bytes: Final = max_pending_bytes
+        self.accepted = 0
+        self.delivered = 0
+        self.rejected = 0
+        self.expired = 0
+        self.failed = 0
+        self.unconfirmed = 0
+        self.pending = 0
+        self.pending_bytes = 0
+        self.possible_duplicates = 0
+        self._granted = 0
+        self._granted_bytes = 0
+        self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._generations: deque[_Generation] = deque([_Generation()])
+        self._closed = False
+        self._before_close: EmitterStats | None = None
+        self._undelivered: list[DeliveryError] = []
+
+    # Admission.
+
+    def check_size(self, size: int) -> None:
+        """Refuses what could never fit.
+
+        Raises:
+            QueueFullError: The event alone is larger than the bound.
+        """
+        if size > self._max_pending_bytes:
+            raise QueueFullError(
+                f"an event of {size} bytes can never fit: max_pending_bytes is {self._max_pending_bytes}"
+            )
+
+    def admit_nowait(self, delivery: Delivery, *, now: float) -> bool:
+        """Admits the event if there is room and nobody waits for it. Whether it did."""
+        size = len(delivery.wire)
+        if self._line or self._granted or not self._fits(size):
+            return False
+        self._admit(delivery, size, now)
+        return True
+
+    async def wait_for_room(self, size: int) -> None:
+        """Waits in line; on return the room is held, for `admit_granted` to use at once.
+
+        Cancelled, it leaves the line, or gives back what it was granted meanwhile.
+
+        Raises:
+            EmitterClosedError: The emitter was closed meanwhile.
+        """
+        room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._line.append((size, room))
+        try:
+            await room
+        except asyncio.CancelledError:
+            if room.cancelled():
+                with contextlib.suppress(ValueError):  # `_grant` may have passed over it already.
+                    self._line.remove((size, room))
+            elif room.exception() is None:
+                self._give_back(size)
+            self._grant()
+            raise
+        if self._closed:
+            self._give_back(size)
+            raise closed_error()
+
+    def admit_granted(self, delivery: Delivery, *, now: float) -> None:
+        """Admits an event into the room it has waited for."""
+        size = len(delivery.wire)
+        self._give_back(size)
+        self._admit(delivery, size, now)
+
+    def _fits(self, size: int) -> bool:
+        return (
+            self.pending + self._granted < self._max_pending
+            and self.pending_bytes + self._granted_bytes + size <= self._max_pending_bytes
+        )
+
+    def _admit(self, delivery: Delivery, size: int, now: float) -> None:
+        generation = self._generations[-1]
+        generation.pending += 1
+        delivery.generation = generation
+        delivery.accepted_at = now
+        self.accepted += 1
+        self.pending += 1
+        self.pending_bytes += size
+
+    def _grant(self) -> None:
+        while self._line and (self._line[0][1].done() or self._fits(self._line[0][0])):
+            size, room = self._line.popleft()
+            if not room.done():  # Done: cancelled, and its task has not come to run yet.
+                self._granted += 1
+                self._granted_bytes += size
+                room.set_result(None)
+
+    def _give_back(self, size: int) -> None:
+        self._granted -= 1
+        self._granted_bytes -= size
+
+    # Settling.
+
+    def drop(self, delivery: Delivery, error: DeliveryError, *, now: float) -> None:
+        """Accepts an event that found no room, and fails it at once: counted, and nobody is held."""
+        self.accepted += 1
+        delivery.accepted_at = now
+        self._count(error)
+        delivery.settle(error)
+
+    def settle(self, delivery: Delivery, outcome: Receipt | DeliveryError) -> None:
+        """Ends a pending event. Once: a second time is a fault of the library.
+
+        Raises:
+            RuntimeError: It has been settled before.
+        """
+        generation: _Generation | None = delivery.generation
+        if generation is None:
+            raise RuntimeError(f"settled twice: {outcome!r}")
+        delivery.generation = None
+        self.pending -= 1
+        self.pending_bytes -= len(delivery.wire)
+        self._count(outcome)
+        delivery.settle(outcome)
+        if self._line:
+            self._grant()
+        generation.pending -= 1
+        if not generation.pending:
+            self._close_generations()
+
+    def _count(self, outcome: Receipt | DeliveryError) -> None:
+        if isinstance(outcome, Receipt):
+            self.delivered += 1
+            return
+        if isinstance(outcome, EventRejectedError):
+            self.rejected += 1
+        elif isinstance(outcome, EventExpiredError):
+            self.expired += 1
+        elif isinstance(outcome, DeliveryUnconfirmedError):
+            self.unconfirmed += 1
+        else:
+            assert isinstance(outcome, DeliveryFailedError)
+            self.failed += 1
+        if self._before_close is not None:
+            self._undelivered.append(outcome)
+
+    # Waiting for the end of what is pending.
+
+    async def settled(self) -> None:
+        """Waits until all that is pending now has its outcome."""
+        current = self._generations[-1]
+        if current.pending:
+            self._generations.append(_Generation())
+        elif len(self._generations) > 1:
+            current = self._generations[-2]
+        else:
+            return
+        if current.empty is None:
+            current.empty = asyncio.get_running_loop().create_future()
+        await asyncio.shield(current.empty)
+
+    def _close_generations(self) -> None:
+        """Drops the oldest generations that are empty; the last one stays, it is being filled."""
+        while len(self._generations) > 1 and not self._generations[0].pending:
+            empty = self._generations.popleft().empty
+            if empty is not None and not empty.done():
+                empty.set_result(None)
+
+    # Closing.
+
+    def close(self) -> None:
+        """Ends admission, turns away who waits in line, and counts outcomes anew for the report."""
+        self._closed = True
+        self._before_close = self.stats()
+        for _, room in self._line:
+            if not room.done():
+                room.set_exception(closed_error())
+        self._line.clear()
+
+    def report(self) -> DrainReport:
+        """The outcomes since `close`."""
+        before, now = self._before_close or EmitterStats(), self.stats()
+        return DrainReport(
+            delivered=now.delivered - before.delivered,
+            rejected=now.rejected - before.rejected,
+            expired=now.expired - before.expired,
+            failed=now.failed - before.failed,
+            unconfirmed=now.unconfirmed - before.unconfirmed,
+            undelivered=tuple(self._undelivered),
+        )
+
+    def stats(self, **rest: int) -> EmitterStats:
+        """A snapshot; `rest` are the numbers that others keep."""
+        return EmitterStats(
+            accepted=self.accepted,
+            delivered=self.delivered,
+            rejected=self.rejected,
+            expired=self.expired,
+            failed=self.failed,
+            unconfirmed=self.unconfirmed,
+            pending=self.pending,
+            pending_bytes=self.pending_bytes,
+            possible_duplicates=self.possible_duplicates,
+            **rest,
+        )
+
+
+def closed_error() -> EmitterClosedError:
+    """The one wording for a closed emitter."""
+    return EmitterClosedError("the emitter is closing or closed: the event was not accepted")

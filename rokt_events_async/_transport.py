@@ -1,0 +1,188 @@
+"""One POST: bytes in, `(status, headers, body)` out. It judges nothing.
+
+Everything that a session of the caller's could do behind our back is overridden for each request:
+redirects are not followed (they would carry the secret to another host), nothing is decompressed (a
+megabyte can become a gigabyte), no status raises, no middleware runs, no time-out but ours applies.
+
+No exception of aiohttp gets out, for theirs carry the request's headers, and so the secret: what went
+wrong is a `NoReply`, and whether the request had gone out stands in `Request.went_out`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, Protocol
+
+import aiohttp
+from aiohttp import hdrs, payload
+from aiohttp.abc import AbstractStreamWriter
+
+from rokt_events_async._answers import NoReply, Reply
+from rokt_events_async.settings import Credentials
+
+MAX_BODY: Final = 256 * 1024
+"""Bytes of an answer that are read; the largest sensible one has 25 echoes."""
+
+_NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
+_FRESH_CONNECTIONS: Final = 2
+_UNENCODED: Final = ("", "identity")
+
+
+class Request(payload.Payload):
+    """The body of one POST, which notes whether it was handed to a connection.
+
+    From the exception alone that could only be guessed, and after a cancellation not even that.
+    """
+
+    _value: bytes
+    _autoclose = True
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__(body, content_type="application/json")
+        self._size = len(body)
+        self.went_out = False
+
+    @property
+    def body(self) -> bytes:
+        """The bytes to be sent."""
+        return self._value
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return self._value.decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        transport: asyncio.Transport | None = getattr(writer, "transport", None)
+        self.went_out = transport is not None and not transport.is_closing()
+        await writer.write(self._value)
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        await self.write(writer)
+
+
+class Transport(Protocol):
+    """What posts. A test may hand in its own."""
+
+    async def post(self, request: Request) -> Reply | NoReply:
+        """Sends the body, once, and brings back what came of it."""
+
+    async def aclose(self) -> None:
+        """Gives back what it holds."""
+
+
+class HttpTransport:
+    """Posts over one aiohttp session, its own or the caller's.
+
+    Must be constructed on the running loop.
+
+    Args:
+        session: The caller's session, which is used and never closed; `None` to make one.
+        timeout: Seconds for the whole exchange, connecting and reading the answer included.
+        connections: How many connections a session of its own keeps at most.
+    """
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        endpoint: str,
+        *,
+        session: aiohttp.ClientSession | None,
+        timeout: float,
+        connections: int,
+    ) -> None:
+        self._endpoint = endpoint
+        self._timeout = timeout
+        self._is_ours = session is None
+        self._session = session or _make_session(connections)
+        self._headers = {
+            "rokt-pub-id": credentials.pub_id,
+            "rokt-secret": credentials.secret,
+            "rokt-tag-id": credentials.tag_id,
+            hdrs.CONTENT_TYPE: "application/json",
+            hdrs.ACCEPT: "application/json",
+            hdrs.ACCEPT_ENCODING: "identity",
+        }
+
+    async def post(self, request: Request) -> Reply | NoReply:
+        """Sends the body, once. A connection found closed before anything was written does not count."""
+        reply = await self._try(request)
+        for _ in range(_FRESH_CONNECTIONS):
+            if reply is not None:
+                break
+            reply = await self._try(request)
+        return reply or NoReply("every connection was found closed")
+
+    async def _try(self, request: Request) -> Reply | NoReply | None:
+        """One exchange; `None` if the connection was found closed before anything was written."""
+        response: aiohttp.ClientResponse | None = None
+        reason: str | None
+        try:
+            async with asyncio.timeout(self._timeout):
+                response = await self._session.post(
+                    self._endpoint,
+                    data=request,
+                    headers=self._headers,
+                    allow_redirects=False,
+                    raise_for_status=False,
+                    auto_decompress=False,
+                    timeout=_NO_TIMEOUT,
+                    middlewares=(),
+                )
+                body = await _read(response)
+                return Reply(response.status, response.headers, body)
+        except TimeoutError:  # Before OSError, of which it is one.
+            reason = f"no answer within {self._timeout:g} s"
+        except (aiohttp.ClientError, OSError) as error:
+            reason = None if not request.went_out and _found_closed(error) else _describe(error)
+        except RuntimeError:
+            if not self._session.closed:
+                raise
+            reason = "the session that was passed in is closed"
+        finally:
+            if response is not None:
+                response.release()
+        # Outside of the handlers, or the exception would stay in the context of what is raised later.
+        if response is not None:
+            return Reply(response.status, response.headers, None)
+        return NoReply(reason) if reason else None
+
+    async def aclose(self) -> None:
+        """Closes the session, if it is its own."""
+        if self._is_ours:
+            await self._session.close()
+
+
+def _make_session(connections: int) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=connections),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=_NO_TIMEOUT,
+        trust_env=False,
+    )
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes | None:
+    """The body, or `None` if it is compressed, which we refuse, or too large."""
+    if response.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower() not in _UNENCODED:
+        return None
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in response.content.iter_any():
+        size += len(chunk)
+        if size > MAX_BODY:
+            return None
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _found_closed(error: Exception) -> bool:
+    """Whether a connection was there and gone, rather than not to be had at all."""
+    return isinstance(
+        error, (aiohttp.ServerDisconnectedError, aiohttp.ClientConnectionResetError, aiohttp.ClientOSError)
+    ) and not isinstance(error, aiohttp.ClientConnectorError)
+
+
+def _describe(error: Exception) -> str:
+    """What went wrong, without what the exception carries: its type, and the system's own words."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    words = cause.strerror if isinstance(cause, OSError) else None
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__

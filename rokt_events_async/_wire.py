@@ -1,0 +1,250 @@
+"""Bytes and models, both ways (specification, "Root/Body" to "Error").
+
+An event is encoded once, by hand for speed; `CONVERTER` is cattrs's view of the same models, speaks
+the wire's names for `to_dict` and `from_dict`, and a test holds the two together byte for byte.
+Answers are read leniently: keys in any case, unknown ones ignored, and what is not of the shape the
+specification gives is `None`, never an exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import attrs
+import orjson
+from cattrs.gen import make_dict_unstructure_fn, override
+from cattrs.preconf.orjson import make_converter
+
+from rokt_events_async.errors import ApiError, EventProblem, InvalidEventError
+from rokt_events_async.events import NameValuePair, PartnerEvent, problem
+
+ENVELOPE: Final = (b'{"events":[', b"]}")
+
+NAMES: Final = {
+    "event_type": "eventType",
+    "event_time": "eventTime",
+    "parent_guid": "parentGuid",
+    "session_id": "sessionId",
+    "client_unique_id": "clientUniqueId",
+    "metadata": "metadata",
+}
+"""A model's field and its name on the wire, in the order of the specification's example."""
+
+
+def format_time(moment: datetime) -> str:
+    """A UTC time as the wire has it: exactly three digits, truncated, and `Z`."""
+    return f"{moment.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
+
+
+def parse_time(text: str) -> datetime:
+    """An ISO 8601 time, taken as UTC where it names no offset.
+
+    Raises:
+        ValueError: It is none.
+    """
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def encode(event: PartnerEvent) -> bytes:
+    """The bytes of one stamped event: what will be sent, whatever becomes of the object."""
+    wire: dict[str, Any] = {
+        "eventType": event.event_type,
+        "eventTime": format_time(event.event_time) if event.event_time else None,
+        "parentGuid": event.parent_guid,
+        "sessionId": event.session_id,
+        "clientUniqueId": event.client_unique_id,
+    }
+    if event.metadata:
+        wire["metadata"] = [{"name": pair.name, "value": pair.value} for pair in event.metadata]
+    return orjson.dumps(wire)
+
+
+def join(events: Iterable[bytes]) -> bytes:
+    """The body of a request that carries these encoded events."""
+    opening, closing = ENVELOPE
+    return b"".join((opening, b",".join(events), closing))
+
+
+# Models and dictionaries, through cattrs.
+
+
+def _structure_pair(data: Any, _type: type[NameValuePair]) -> NameValuePair:
+    """A pair in either case: the specification's table says `Name`, its example `name`."""
+    if not isinstance(data, Mapping):
+        raise InvalidEventError((problem("metadata", data, "must be pairs of name and value"),))
+    lowered = {str(key).lower(): value for key, value in data.items()}
+    if unknown := sorted(set(lowered) - {"name", "value"}):
+        raise InvalidEventError((problem("metadata", unknown, "must be pairs of name and value only"),))
+    values: Any = lowered.get("name"), lowered.get("value")
+    return NameValuePair(*values)
+
+
+def _structure_event(data: Any, _type: type[PartnerEvent]) -> PartnerEvent:
+    """Hands every value on as it is, so that the model reports all problems at once."""
+    if not isinstance(data, Mapping):
+        raise InvalidEventError((problem("event", data, "must be a mapping of the wire's names"),))
+    problems = [
+        problem("event", key, f"has an unknown name; known are {', '.join(NAMES.values())}")
+        for key in data
+        if key not in NAMES.values()
+    ]
+    values: dict[str, Any] = {field: data.get(name) for field, name in NAMES.items()}
+    values["metadata"], found = _structure_metadata(values["metadata"])
+    problems += found
+    values["event_time"], found = _structure_time(values["event_time"])
+    problems += found
+    try:
+        event = PartnerEvent(**values)
+    except InvalidEventError as error:
+        problems += error.errors
+    if problems:
+        raise InvalidEventError(tuple(problems))
+    return event
+
+
+def _structure_metadata(data: Any) -> tuple[Any, list[EventProblem]]:
+    if not isinstance(data, (list, tuple)):
+        return data, []
+    pairs: list[NameValuePair] = []
+    problems: list[EventProblem] = []
+    for item in data:
+        try:
+            pairs.append(CONVERTER.structure(item, NameValuePair))
+        except InvalidEventError as error:
+            problems += error.errors
+    return tuple(pairs), problems
+
+
+def _structure_time(data: Any) -> tuple[Any, list[EventProblem]]:
+    if not isinstance(data, str):
+        return data, []
+    try:
+        return parse_time(data), []
+    except ValueError:
+        code = None if data else "EventTimeIsMissing"
+        return None, [problem("event_time", data, "must be an ISO 8601 time", code)]
+
+
+def _make_converter() -> Any:
+    converter = make_converter()
+    names: Any = {field: override(rename=name) for field, name in NAMES.items()}
+    converter.register_unstructure_hook(datetime, format_time)
+    converter.register_unstructure_hook(
+        PartnerEvent,
+        make_dict_unstructure_fn(PartnerEvent, converter, _cattrs_omit_if_default=True, **names),
+    )
+    converter.register_structure_hook(NameValuePair, _structure_pair)
+    converter.register_structure_hook(PartnerEvent, _structure_event)
+    return converter
+
+
+CONVERTER: Final = _make_converter()
+
+
+def structure_event(data: Mapping[str, Any]) -> PartnerEvent:
+    """The event that a dictionary in the wire's names describes.
+
+    Raises:
+        InvalidEventError: All that is wrong with it.
+    """
+    event: PartnerEvent = CONVERTER.structure(data, PartnerEvent)
+    return event
+
+
+def unstructure_event(event: PartnerEvent) -> dict[str, Any]:
+    """The event as a dictionary in the wire's names."""
+    wire: dict[str, Any] = CONVERTER.unstructure(event)
+    return {name: wire[name] for name in NAMES.values() if name in wire}
+
+
+# Answers.
+
+
+@attrs.frozen
+class Unprocessed:
+    """An event that the server did not accept (specification, "UnprocessedEvent").
+
+    Attributes:
+        echo: The event as the server wrote it again, keys in lower case; `None` if it is none.
+    """
+
+    echo: dict[str, Any] | None
+    errors: tuple[ApiError, ...]
+
+
+@attrs.frozen
+class Answer:
+    """The body of a 2xx. A count or a list that is not of its shape makes it no answer at all."""
+
+    processed: int
+    unprocessed: tuple[Unprocessed, ...]
+
+
+def read_answer(body: bytes | None) -> Answer | None:
+    """The body of a 2xx, or `None` if it cannot be read."""
+    root = _read_object(body)
+    if root is None:
+        return None
+    processed = root.get("processedeventscount")
+    unprocessed = root.get("unprocessedevents")
+    if unprocessed is None:
+        unprocessed = []
+    if type(processed) is not int or processed < 0 or not isinstance(unprocessed, list):
+        return None
+    return Answer(processed, tuple(map(_read_unprocessed, unprocessed)))
+
+
+def read_errors(body: bytes | None) -> tuple[ApiError, ...]:
+    """The errors of a refusal, in the specification's shape or a framework's problem document."""
+    root = _read_object(body)
+    if root is None:
+        return ()
+    return _read_errors(root.get("errors")) or _read_title(root)
+
+
+def lower_keys(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping with its keys in lower case: a server may write them in any."""
+    return {key.lower(): value for key, value in data.items()}
+
+
+def _read_object(body: bytes | None) -> dict[str, Any] | None:
+    if not body:
+        return None
+    try:
+        root = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    return lower_keys(root) if isinstance(root, dict) else None
+
+
+def _read_unprocessed(data: Any) -> Unprocessed:
+    item = lower_keys(data) if isinstance(data, dict) else {}
+    echo = item.get("event")
+    return Unprocessed(lower_keys(echo) if isinstance(echo, dict) else None, _read_errors(item.get("errors")))
+
+
+def _read_errors(data: Any) -> tuple[ApiError, ...]:
+    if isinstance(data, dict):  # A problem document: field and list of messages.
+        return tuple(
+            ApiError(str(field), str(message))
+            for field, messages in data.items()
+            for message in (messages if isinstance(messages, list) else [messages])
+        )
+    if not isinstance(data, list):
+        return ()
+    return tuple(_read_error(lower_keys(item)) for item in data if isinstance(item, dict))
+
+
+def _read_error(item: dict[str, Any]) -> ApiError:
+    code, message = item.get("code"), item.get("message")
+    return ApiError(
+        code if isinstance(code, str) and code else None, message if isinstance(message, str) else ""
+    )
+
+
+def _read_title(root: dict[str, Any]) -> tuple[ApiError, ...]:
+    title = root.get("title")
+    return (ApiError(None, title),) if isinstance(title, str) and title else ()

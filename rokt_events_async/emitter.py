@@ -1,0 +1,439 @@
+"""The emitter: the facade, and its lifecycle.
+
+```
+new ──start──▶ open ──aclose──▶ closing ──drained, or the deadline──▶ closed
+ └───────────────────aclose──────────────────────────────────────────────▲
+```
+
+Only an open emitter accepts events. The drain is a task of its own, started by the first `aclose` and
+awaited by all of them; it ends, whatever happens, with every accepted event settled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import os
+import random
+import warnings
+from collections.abc import Callable
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+import aiohttp
+
+from rokt_events_async import _retry, _wire
+from rokt_events_async._batching import Batches
+from rokt_events_async._flush import FlushWorkers
+from rokt_events_async._ledger import Ledger, closed_error
+from rokt_events_async._transport import HttpTransport, Transport
+from rokt_events_async.errors import (
+    DeliveryFailedError,
+    EmitterNotStartedError,
+    InvalidEventError,
+    InvalidSettingError,
+    QueueFullError,
+    WrongContextError,
+)
+from rokt_events_async.events import PartnerEvent, problem, time_problems
+from rokt_events_async.outcomes import Delivery, DrainReport, EmitterStats, Receipt
+from rokt_events_async.settings import (
+    MAX_BATCH_SIZE,
+    PRODUCTION,
+    Credentials,
+    RetryPolicy,
+    check_choice,
+    check_count,
+    check_endpoint,
+    check_number,
+)
+
+WhenFull = Literal["wait", "raise", "drop"]
+
+_MAX_CONCURRENCY: Final = 1024
+_MIB: Final = 1024 * 1024
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Emitter:
+    """Delivers events to Rokt's Server Events API, and tells what became of every single one.
+
+    Constructing it does no I/O and needs no running loop. It works in the loop, thread and process in
+    which it is started, by `async with` or `await start()`.
+
+    Args:
+        credentials: What Rokt handed out; `None` reads `ROKT_PUB_ID`, `ROKT_SECRET`, `ROKT_TAG_ID`.
+        endpoint: `PRODUCTION`, `DEMO`, or another https URL (http to loopback).
+        flush_interval: Seconds after its first event at which a batch leaves though it is not full;
+            0 sends as soon as the loop turns.
+        max_batch_size: Events a request carries at most, 1 to 25 (specification).
+        max_concurrency: Requests under way at most, each of another session.
+        max_pending: Events accepted and not settled, at most; those in flight count.
+        max_pending_bytes: Their size as encoded, in bytes, at most.
+        when_full: What `track` does at a bound: `"wait"` for room, `"raise"` a `QueueFullError`, or
+            `"drop"`: accept the event and fail it at once, counted.
+        retry: When a request is sent again, and when its events are given up.
+        request_timeout: Seconds for one exchange, connecting and reading the answer included.
+        close_timeout: Seconds `aclose` drains for, unless it is told otherwise.
+        session: An aiohttp session to use, which is never closed here. Its cookie jar, its default
+            headers, proxy and traces are the caller's to answer for; `trust_env` is refused.
+
+    Raises:
+        InvalidSettingError: An argument is out of bounds; its name, value and bounds are in the message.
+    """
+
+    def __init__(
+        self,
+        credentials: Credentials | None = None,
+        *,
+        endpoint: str = PRODUCTION,
+        flush_interval: float = 0.25,
+        max_batch_size: int = MAX_BATCH_SIZE,
+        max_concurrency: int = 16,
+        max_pending: int = 10_000,
+        max_pending_bytes: int = 64 * _MIB,
+        when_full: WhenFull = "wait",
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 -- frozen
+        request_timeout: float = 10.0,
+        close_timeout: float = 10.0,
+        session: aiohttp.ClientSession | None = None,
+        _clock: Callable[[], datetime] = _utc_now,
+        _random: _retry.Random = random,
+        _transport: Transport | None = None,
+    ) -> None:
+        self._state: Literal["new", "open", "closing", "closed"] = "closed"
+        self._credentials = Credentials.from_env() if credentials is None else credentials
+        _check_instance("credentials", self._credentials, Credentials)
+        self._endpoint = check_endpoint(endpoint)
+        interval = check_number("flush_interval", flush_interval, at_least=0)
+        check_count("max_batch_size", max_batch_size, at_most=MAX_BATCH_SIZE)
+        self._max_concurrency = check_count("max_concurrency", max_concurrency, at_most=_MAX_CONCURRENCY)
+        self._max_pending = check_count("max_pending", max_pending)
+        check_count("max_pending_bytes", max_pending_bytes)
+        self._when_full = check_choice("when_full", when_full, ("wait", "raise", "drop"))
+        _check_instance("retry", retry, RetryPolicy)
+        self._retry = retry
+        self._request_timeout = check_number("request_timeout", request_timeout, at_least=0, above=True)
+        self._close_timeout = check_number("close_timeout", close_timeout, at_least=0)
+        self._session = _check_session(session)
+        self._clock = _clock
+        self._random = _random
+        self._transport = _transport
+        self._batches: Batches[Delivery] = Batches(max_batch_size=max_batch_size, interval=interval)
+        self._ledger = Ledger(max_pending=max_pending, max_pending_bytes=max_pending_bytes)
+        self._state = "new"
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._process = 0
+        self._workers: FlushWorkers | None = None
+        self._drain: asyncio.Task[DrainReport] | None = None
+        self._close_waiters = 0
+        self._hurry: asyncio.Event | None = None
+
+    # Lifecycle.
+
+    async def start(self) -> None:
+        """Opens the emitter in the running loop. Starting an open one again does nothing.
+
+        Raises:
+            EmitterClosedError: It has been closed; a closed one stays closed.
+            WrongContextError: It was started in another loop, thread or process, or the session that
+                was passed in belongs to another loop.
+        """
+        if self._state == "open":
+            self._check_context()
+            return
+        if self._state != "new":
+            raise closed_error()
+        loop = asyncio.get_running_loop()
+        session_loop = getattr(self._session, "_loop", loop)
+        if session_loop is not loop:
+            raise WrongContextError("the session that was passed in belongs to another event loop")
+        self._loop, self._process = loop, os.getpid()
+        if self._transport is None:
+            self._transport = HttpTransport(
+                self._credentials,
+                self._endpoint,
+                session=self._session,
+                timeout=self._request_timeout,
+                connections=self._max_concurrency,
+            )
+        self._workers = FlushWorkers(
+            batches=self._batches,
+            ledger=self._ledger,
+            transport=self._transport,
+            credentials=self._credentials,
+            policy=self._retry,
+            max_concurrency=self._max_concurrency,
+            request_timeout=self._request_timeout,
+            clock=self._clock,
+            random=self._random,
+            loop=loop,
+            context=contextvars.copy_context(),
+        )
+        self._state = "open"
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self, timeout: float | None = None) -> DrainReport:
+        """Stops intake, drains, and gives what is left at the deadline its outcome.
+
+        The deadline holds: back-offs and requests are interrupted. A second caller gets the same
+        report. When the last waiting caller is cancelled, the deadline is now, and everything is still
+        settled before the cancellation goes on.
+
+        Args:
+            timeout: Seconds to drain for; `None` takes the constructor's `close_timeout`. Only the
+                first call's counts.
+
+        Returns:
+            What became of the events since the close began.
+
+        Raises:
+            InvalidSettingError: `timeout` is no finite number >= 0.
+            WrongContextError: Called in another loop, thread or process.
+        """
+        seconds = self._close_timeout
+        if timeout is not None:
+            seconds = check_number("timeout", timeout, at_least=0)
+        if self._state == "new":
+            self._state = "closed"
+            return DrainReport()
+        if self._state == "closed" and self._drain is None:
+            return DrainReport()
+        workers = self._check_context()
+        if self._drain is None or self._hurry is None:
+            self._state = "closing"
+            self._ledger.close()
+            self._hurry = asyncio.Event()
+            self._drain = asyncio.create_task(
+                self._run_drain(workers, self._hurry, seconds), name="rokt-events-drain"
+            )
+        self._close_waiters += 1
+        try:
+            return await asyncio.shield(self._drain)
+        except asyncio.CancelledError:
+            if self._close_waiters == 1 and not self._drain.done():
+                self._hurry.set()
+                await asyncio.wait([self._drain])
+            raise
+        finally:
+            self._close_waiters -= 1
+
+    async def _run_drain(self, workers: FlushWorkers, hurry: asyncio.Event, seconds: float) -> DrainReport:
+        """Waits until all is settled, the deadline, or somebody's hurry; then settles the rest."""
+        settled = asyncio.ensure_future(self._flush(workers))
+        hurried = asyncio.ensure_future(hurry.wait())
+        with contextlib.suppress(asyncio.CancelledError):  # At the loop's end for one: it is now.
+            await asyncio.wait((settled, hurried), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        settled.cancel()
+        hurried.cancel()
+        await workers.stop()
+        assert self._transport is not None
+        await self._transport.aclose()
+        self._state = "closed"
+        return self._ledger.report()
+
+    # Events.
+
+    async def track(self, event: PartnerEvent) -> Delivery:
+        """Accepts one event; waits only while the queue is full.
+
+        Cancelled while it waits for room, the event is not accepted. Once it is, it ends in exactly one
+        outcome, whatever becomes of the caller.
+
+        Returns:
+            The delivery, whose `event` has its time stamped. Awaiting it returns the receipt or raises
+            what became of the event; cancelling it detaches the caller, and the event is still sent.
+
+        Raises:
+            InvalidEventError: No `PartnerEvent`, or its time is not within 3 days back and 5 minutes ahead.
+            QueueFullError: No room, with `when_full="raise"`; or it is larger than `max_pending_bytes`.
+            EmitterNotStartedError: Before `start()`.
+            EmitterClosedError: After `aclose()` began, also while it waited for room.
+            WrongContextError: Called in another loop, thread or process.
+        """
+        workers = self._check_open()
+        delivery = self._prepare(event)
+        if self._ledger.admit_nowait(delivery, now=delivery.get_loop().time()):
+            self._enqueue(workers, delivery)
+        elif self._when_full == "drop":
+            self._drop(delivery)
+        elif self._when_full == "raise":
+            raise self._full_error()
+        else:
+            await self._ledger.wait_for_room(len(delivery.wire))
+            self._ledger.admit_granted(delivery, now=delivery.get_loop().time())
+            self._enqueue(workers, delivery)
+        return delivery
+
+    def track_nowait(self, event: PartnerEvent) -> Delivery:
+        """Accepts one event without waiting, for synchronous code on the loop's thread.
+
+        Raises:
+            QueueFullError: No room, or others wait for it, except with `when_full="drop"`.
+            InvalidEventError, EmitterNotStartedError, EmitterClosedError, WrongContextError: As `track`.
+        """
+        workers = self._check_open()
+        delivery = self._prepare(event)
+        if self._ledger.admit_nowait(delivery, now=delivery.get_loop().time()):
+            self._enqueue(workers, delivery)
+        elif self._when_full == "drop":
+            self._drop(delivery)
+        else:
+            raise self._full_error()
+        return delivery
+
+    async def deliver(self, event: PartnerEvent) -> Receipt:
+        """Accepts one event and waits for its outcome.
+
+        Cancelled after the event was accepted, it is still sent and still counted.
+
+        Raises:
+            DeliveryError: What became of it, if it was not delivered.
+            InvalidEventError, QueueFullError, EmitterNotStartedError, EmitterClosedError,
+            WrongContextError: As `track`.
+        """
+        return await (await self.track(event))
+
+    async def flush(self) -> None:
+        """Sends what is queued now, without waiting out the interval.
+
+        Returns when everything accepted before the call has its outcome. Cancelling it changes nothing
+        about the events.
+
+        Raises:
+            EmitterNotStartedError, WrongContextError: As `track`.
+        """
+        if self._state == "new":
+            raise _not_started_error()
+        if self._state == "closed":
+            return
+        await self._flush(self._check_context())
+
+    async def _flush(self, workers: FlushWorkers) -> None:
+        self._batches.flush()
+        if self._batches.next_due() is not None:
+            workers.start_one()
+        await self._ledger.settled()
+
+    def _prepare(self, event: PartnerEvent) -> Delivery:
+        """Validates against the clock and encodes; nothing is accepted yet."""
+        if not isinstance(event, PartnerEvent):
+            raise InvalidEventError((problem("event", event, "must be a PartnerEvent"),))
+        now = self._clock()
+        event = event.stamped(now)
+        assert event.event_time is not None
+        if problems := time_problems(event.event_time, now=now):
+            raise InvalidEventError(problems)
+        assert self._loop is not None
+        delivery = Delivery(event, _wire.encode(event), loop=self._loop)
+        self._ledger.check_size(len(delivery.wire))
+        return delivery
+
+    def _enqueue(self, workers: FlushWorkers, delivery: Delivery) -> None:
+        if self._batches.add(delivery.event.session_id, delivery, now=delivery.accepted_at):
+            workers.start_one()
+        else:
+            workers.arm()
+
+    def _drop(self, delivery: Delivery) -> None:
+        error = DeliveryFailedError("dropped: the queue was full", event=delivery.event)
+        self._ledger.drop(delivery, error, now=delivery.get_loop().time())
+
+    def _full_error(self) -> QueueFullError:
+        return QueueFullError(
+            f"the queue is full: {self._ledger.pending} of {self._max_pending} events "
+            f"and {self._ledger.pending_bytes} bytes pending"
+        )
+
+    # Checks and views.
+
+    def _check_open(self) -> FlushWorkers:
+        if self._state == "new":
+            raise _not_started_error()
+        workers = self._check_context()
+        if self._state != "open":
+            raise closed_error()
+        return workers
+
+    def _check_context(self) -> FlushWorkers:
+        """That this is the loop, thread and process the emitter was started in."""
+        if asyncio._get_running_loop() is not self._loop or os.getpid() != self._process:
+            raise WrongContextError(_describe_context(self._process))
+        assert self._workers is not None
+        return self._workers
+
+    @property
+    def stats(self) -> EmitterStats:
+        """A snapshot of the account; at every instant it adds up."""
+        workers = self._workers
+        return self._ledger.stats(
+            sessions=self._batches.sessions,
+            in_flight=workers.in_flight if workers else 0,
+            requests=workers.requests if workers else 0,
+            retries=workers.retries if workers else 0,
+        )
+
+    def __repr__(self) -> str:
+        stats = self.stats
+        outcomes = ("delivered", "rejected", "expired", "failed", "unconfirmed")
+        shown = [f"{count} {name}" for name in outcomes if (count := getattr(stats, name))]
+        return (
+            f"<Emitter {self._state}, {self._endpoint}: {stats.accepted} accepted, "
+            f"{stats.pending} pending ({stats.pending_bytes} bytes, {stats.sessions} sessions, "
+            f"{stats.in_flight} requests in flight)" + "".join(f", {part}" for part in shown) + ">"
+        )
+
+    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
+        if getattr(self, "_state", "closed") in ("new", "closed") or self._process != os.getpid():
+            return
+        _warn(f"unclosed {self!r}", ResourceWarning, source=self)
+
+
+def _check_instance(name: str, value: object, cls: type[Any]) -> None:
+    if not isinstance(value, cls):
+        raise InvalidSettingError(f"{name} must be a {cls.__name__}, got {type(value).__name__}")
+
+
+def _check_session(session: aiohttp.ClientSession | None) -> aiohttp.ClientSession | None:
+    if session is None:
+        return None
+    _check_instance("session", session, aiohttp.ClientSession)
+    if session.closed:
+        raise InvalidSettingError("session must be open, got a closed one")
+    if session.trust_env:
+        raise InvalidSettingError(
+            "session must not have trust_env=True (it could send the secret to a proxy), got one that has"
+        )
+    return session
+
+
+def _not_started_error() -> EmitterNotStartedError:
+    return EmitterNotStartedError("the emitter is not started: use `async with emitter`, or `await start()`")
+
+
+def _describe_context(process: int) -> str:
+    if process != os.getpid():
+        return (
+            f"the emitter was started in process {process}, and this is process {os.getpid()}: "
+            "construct it before a fork, and start it in each child"
+        )
+    return (
+        "the emitter was started in another event loop or thread; from another thread use "
+        "asyncio.run_coroutine_threadsafe(emitter.deliver(event), loop)"
+    )
