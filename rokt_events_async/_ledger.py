@@ -20,17 +20,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from typing import Final
+from typing import Final, get_args
 
-from rokt_events_async.errors import (
-    DeliveryError,
-    DeliveryFailedError,
-    DeliveryUnconfirmedError,
-    EmitterClosedError,
-    EventExpiredError,
-    EventRejectedError,
-    QueueFullError,
-)
+from rokt_events_async.errors import DeliveryError, EmitterClosedError, Outcome, QueueFullError
 from rokt_events_async.outcomes import Delivery, DrainReport, EmitterStats, Receipt
 
 
@@ -56,11 +48,7 @@ class Ledger:
         self._max_pending: Final = max_pending
         self._max_pending_bytes: Final = max_pending_bytes
         self.accepted = 0
-        self.delivered = 0
-        self.rejected = 0
-        self.expired = 0
-        self.failed = 0
-        self.unconfirmed = 0
+        self.outcomes: dict[Outcome, int] = dict.fromkeys(get_args(Outcome), 0)
         self.pending = 0
         self.pending_bytes = 0
         self.possible_duplicates = 0
@@ -68,8 +56,7 @@ class Ledger:
         self._granted_bytes = 0
         self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._generations: deque[_Generation] = deque([_Generation()])
-        self._closed = False
-        self._before_close: EmitterStats | None = None
+        self._before_close: dict[Outcome, int] | None = None
         self._undelivered: list[DeliveryError] = []
 
     # Admission.
@@ -113,7 +100,7 @@ class Ledger:
                 self._give_back(size)
             self._grant()
             raise
-        if self._closed:
+        if self._before_close is not None:
             self._give_back(size)
             raise closed_error()
 
@@ -180,19 +167,8 @@ class Ledger:
             self._close_generations()
 
     def _count(self, outcome: Receipt | DeliveryError) -> None:
-        if isinstance(outcome, Receipt):
-            self.delivered += 1
-            return
-        if isinstance(outcome, EventRejectedError):
-            self.rejected += 1
-        elif isinstance(outcome, EventExpiredError):
-            self.expired += 1
-        elif isinstance(outcome, DeliveryUnconfirmedError):
-            self.unconfirmed += 1
-        else:
-            assert isinstance(outcome, DeliveryFailedError)
-            self.failed += 1
-        if self._before_close is not None:
+        self.outcomes[outcome.outcome] += 1
+        if self._before_close is not None and isinstance(outcome, DeliveryError):
             self._undelivered.append(outcome)
 
     # Waiting for the end of what is pending.
@@ -221,8 +197,7 @@ class Ledger:
 
     def close(self) -> None:
         """Ends admission, turns away who waits in line, and counts outcomes anew for the report."""
-        self._closed = True
-        self._before_close = self.stats()
+        self._before_close = dict(self.outcomes)
         for _, room in self._line:
             if not room.done():
                 room.set_exception(closed_error())
@@ -230,28 +205,18 @@ class Ledger:
 
     def report(self) -> DrainReport:
         """The outcomes since `close`."""
-        before, now = self._before_close or EmitterStats(), self.stats()
-        return DrainReport(
-            delivered=now.delivered - before.delivered,
-            rejected=now.rejected - before.rejected,
-            expired=now.expired - before.expired,
-            failed=now.failed - before.failed,
-            unconfirmed=now.unconfirmed - before.unconfirmed,
-            undelivered=tuple(self._undelivered),
-        )
+        before = self._before_close or self.outcomes
+        counts = {name: count - before[name] for name, count in self.outcomes.items()}
+        return DrainReport(**counts, undelivered=tuple(self._undelivered))
 
     def stats(self, **rest: int) -> EmitterStats:
         """A snapshot; `rest` are the numbers that others keep."""
         return EmitterStats(
             accepted=self.accepted,
-            delivered=self.delivered,
-            rejected=self.rejected,
-            expired=self.expired,
-            failed=self.failed,
-            unconfirmed=self.unconfirmed,
             pending=self.pending,
             pending_bytes=self.pending_bytes,
             possible_duplicates=self.possible_duplicates,
+            **self.outcomes,
             **rest,
         )
 

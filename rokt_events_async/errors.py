@@ -23,12 +23,16 @@ chain: theirs carry the request's headers, and so the secret.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import attrs
 
 if TYPE_CHECKING:
     from rokt_events_async.events import PartnerEvent
+
+
+Outcome = Literal["delivered", "rejected", "expired", "failed", "unconfirmed"]
+"""What becomes of an accepted event: exactly one of these."""
 
 
 @attrs.frozen
@@ -114,7 +118,10 @@ class DeliveryError(RoktEventsError):
         event: The event, with its time stamped.
         attempts: How many requests carried it; a connection that could not be made counts.
         status: The HTTP status of the last answer, `None` if there was none.
+        outcome: Which of the outcomes it is, as `EmitterStats` counts them.
     """
+
+    outcome: ClassVar[Outcome] = "failed"
 
     def __init__(
         self, message: str, *, event: PartnerEvent, attempts: int = 0, status: int | None = None
@@ -132,6 +139,8 @@ class EventRejectedError(DeliveryError):
         errors: What Rokt said of it; empty when the answer did not say.
     """
 
+    outcome = "rejected"
+
     def __init__(
         self,
         message: str,
@@ -148,6 +157,8 @@ class EventRejectedError(DeliveryError):
 class EventExpiredError(DeliveryError):
     """The event became older than 3 days before it could be sent. It was provably never accepted."""
 
+    outcome = "expired"
+
 
 class DeliveryFailedError(DeliveryError):
     """The event was given up without fault of its own. It was provably never accepted."""
@@ -159,3 +170,5 @@ class CredentialsRefusedError(DeliveryFailedError):
 
 class DeliveryUnconfirmedError(DeliveryError):
     """The event may or may not have been accepted: no readable answer told."""
+
+    outcome = "unconfirmed"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
 if TYPE_CHECKING:
-    from rokt_events_async.errors import DeliveryError
+    from rokt_events_async.errors import DeliveryError, Outcome
     from rokt_events_async.events import PartnerEvent
 
 
@@ -21,7 +21,10 @@ class Receipt:
         attempts: How many requests carried it.
         maybe_duplicate: Whether an earlier request's answer was lost, so that Rokt may have counted
             the event before (the API has no idempotency key).
+        outcome: `"delivered"`, as `EmitterStats` counts it.
     """
+
+    outcome: ClassVar[Outcome] = "delivered"
 
     event: PartnerEvent
     attempts: int
