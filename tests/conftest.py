@@ -1,0 +1,93 @@
+"""What all tests share: loops on virtual time, and an eye on the secret."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pickle
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from rokt_events_async import Emitter, RoktEventsError
+from rokt_events_async.sandbox import Sandbox
+from tests.samples import SECRET
+from tests.virtual_time import VirtualTimeLoop
+
+settings.register_profile("default", deadline=None, print_blob=True)
+settings.load_profile("default")
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Virtual time, unless a test is marked to run on every real loop."""
+    if item.get_closest_marker("every_loop") is None:
+        return {"virtual": VirtualTimeLoop}
+    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+    try:
+        import uvloop
+    except ImportError:
+        if os.environ.get("CI"):
+            raise
+        return loops
+    return loops | {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+async def sandbox() -> AsyncIterator[Sandbox]:
+    async with Sandbox() as started:
+        yield started
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and all that hangs on it."""
+    seen: list[BaseException] = []
+    todo = [error]
+    while todo:
+        found = todo.pop()
+        if found is not None and found not in seen:
+            seen.append(found)
+            todo += [found.__cause__, found.__context__]
+            yield found
+
+
+@pytest.fixture(autouse=True)
+def _no_secret(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Searches all that a test produces for the secret: logs, reprs, exceptions, pickles.
+
+    All secrets of the tests, and the sandbox's, begin with `rsec-`.
+    """
+    made: list[Any] = []
+
+    def remember(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        error = Exception.__new__(cls, *args)
+        made.append(error)
+        return error
+
+    monkeypatch.setattr(RoktEventsError, "__new__", remember, raising=False)
+    init = Emitter.__init__
+
+    def remember_emitter(self: Emitter, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        made.append(repr(self))
+
+    monkeypatch.setattr(Emitter, "__init__", remember_emitter)
+    caplog.set_level(logging.DEBUG)
+
+    yield
+
+    for record in caplog.get_records("call"):
+        assert "rsec-" not in record.getMessage()
+        assert "rsec-" not in repr(record.__dict__)
+        made += [record.exc_info[1]] if record.exc_info else []
+    for thing in made:
+        for error in chain(thing) if isinstance(thing, BaseException) else [thing]:
+            assert "rsec-" not in repr(error) + str(error) + repr(getattr(error, "args", ""))
+            assert "rsec-" not in repr(getattr(error, "__dict__", ""))
+        if isinstance(thing, RoktEventsError):
+            assert SECRET.encode() not in pickle.dumps(thing)
+            assert b"rsec-" not in pickle.dumps(thing)

@@ -1,0 +1,55 @@
+"""Events, credentials and times that tests share."""
+
+from __future__ import annotations
+
+import itertools
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from rokt_events_async import Credentials, DeliveryError, PartnerEvent, Receipt
+from rokt_events_async.sandbox.audit import Claim
+
+SECRET = "rsec-for-nothing"
+CREDENTIALS = Credentials(pub_id="rpub-test", secret=SECRET, tag_id="42")
+NOW = datetime(2026, 5, 4, 12, 0, 0, 123456, tzinfo=UTC)
+
+_numbers = itertools.count()
+
+
+def event(session: str = "session", **changes: Any) -> PartnerEvent:
+    """A valid event, no two alike: the parent guid is numbered."""
+    values: dict[str, Any] = {
+        "event_type": "SignalViewed",
+        "session_id": session,
+        "parent_guid": f"parent-{next(_numbers)}",
+        "client_unique_id": "order-1",
+    }
+    return PartnerEvent(**(values | changes))
+
+
+def unchecked(**changes: Any) -> PartnerEvent:
+    """An event that the client would refuse, past its checks."""
+    made = event()
+    for name, value in changes.items():
+        object.__setattr__(made, name, value)
+    return made
+
+
+def claim(of: PartnerEvent, outcome: Receipt | DeliveryError) -> Claim:
+    """An outcome in the terms of the sandbox's audit."""
+    codes = tuple(error.code for error in getattr(outcome, "errors", ()))
+    is_doubtful = getattr(outcome, "maybe_duplicate", False)
+    return Claim(event=of.to_dict(), outcome=outcome.outcome, codes=codes, maybe_duplicate=is_doubtful)
+
+
+class Clock:
+    """A wall clock that a test sets."""
+
+    def __init__(self, now: datetime = NOW) -> None:
+        self.now = now
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, **by: float) -> None:
+        self.now += timedelta(**by)
