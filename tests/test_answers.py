@@ -1,0 +1,382 @@
+"""Which event of a batch became what: the matching rules, and that they never wrong anybody."""
+
+from __future__ import annotations
+
+import json
+import random
+from datetime import timedelta
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rokt_events_async import ApiError, PartnerEvent, _wire
+from rokt_events_async._answers import Meaning, Rejected, Told, Verdict, attribute, judge
+from rokt_events_async.sandbox import ECHO_FORMS, Echo
+from rokt_events_async.sandbox.echoes import write_verdicts
+from rokt_events_async.sandbox.rules import Judged, Problem
+from rokt_events_async.sandbox.rules import judge as judge_body
+from tests.samples import NOW, event, unchecked
+
+REASON = {"code": "SessionIdMissing", "message": "no"}
+REFUSED = Rejected((ApiError("SessionIdMissing", "no"),))
+
+
+def timed(**changes: Any) -> PartnerEvent:
+    return event(event_time=NOW, **changes)
+
+
+def echo_of(of: PartnerEvent, **changes: Any) -> dict[str, Any]:
+    echo = of.to_dict() | changes
+    return {name: value for name, value in echo.items() if value is not ...}
+
+
+def answer(processed: Any, *echoes: Any, errors: Any = (REASON,)) -> bytes:
+    unprocessed = [{"event": echo, "errors": list(errors)} for echo in echoes]
+    return json.dumps({"processedEventsCount": processed, "unprocessedEvents": unprocessed}).encode()
+
+
+A, B, C = (timed(parent_guid=name) for name in "abc")
+
+
+# Status lines.
+
+
+@pytest.mark.parametrize(
+    ("meaning", "statuses"),
+    [
+        (Meaning.ANSWERED, [200, 201, 204, 206, 207, 299]),
+        (Meaning.REFUSED, [400, 413, 422]),
+        (Meaning.CREDENTIALS, [401, 403]),
+        (Meaning.AGAIN, [429, 500, 503, 507, 599]),
+        (Meaning.AGAIN_MAYBE_ACCEPTED, [408, 502, 504]),
+        (Meaning.FAILED, [199, 300, 301, 304, 307, 308, 402, 404, 405, 409, 415, 418, 501, 505, 600]),
+    ],
+)
+def test_what_a_status_means(meaning: Meaning, statuses: list[int]) -> None:
+    """The design's table of statuses."""
+    assert {judge(status) for status in statuses} == {meaning}
+
+
+# Bodies.
+
+
+def test_all_processed() -> None:
+    """The ordinary 200."""
+    assert attribute([A, B], answer(2)) == [Told.DELIVERED, Told.DELIVERED]
+
+
+def test_the_200_example_of_the_specification() -> None:
+    """Five processed, none unprocessed."""
+    body = b'{ \n"processedEventsCount": 5,\n"unprocessedEvents": [],\n"success": true }'
+
+    assert attribute([A, B, C, A, B], body) == [Told.DELIVERED] * 5
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None,
+        b"",
+        b"<html>",
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"processedEventsCount": NaN}',
+        b'{"processedEventsCount": true, "unprocessedEvents": []}',
+        b'{"processedEventsCount": "2"}',
+        b'{"processedEventsCount": 2.0}',
+        b'{"processedEventsCount": -1}',
+        b'{"processedEventsCount": 2, "unprocessedEvents": {}}',
+        b'{"processedEventsCount": 2',
+        b"[" * 100_000,
+        b'{"processedEventsCount":' + b"[" * 5000,
+        b'{"processedEventsCount": 1, "unprocessedEvents": []}',
+        b'{"processedEventsCount": 3, "unprocessedEvents": []}',
+        b'{"processedEventsCount": 99999999999999999999}',
+    ],
+)
+def test_what_cannot_be_read_or_does_not_add_up_confirms_nothing(body: bytes | None) -> None:
+    """The server took something; nobody knows what."""
+    assert attribute([A, B], body) == [Told.UNCONFIRMED] * 2
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"PROCESSEDEVENTSCOUNT":2}', b'{"processedEventsCount":2,"unprocessedEvents":null}']
+)
+def test_keys_in_any_case_and_a_missing_list(body: bytes) -> None:
+    """Read leniently where nothing is in doubt."""
+    assert attribute([A, B], body) == [Told.DELIVERED] * 2
+
+
+def test_a_named_event_is_rejected_and_the_others_are_delivered() -> None:
+    """Whatever `success` says."""
+    assert attribute([A, B, C], answer(2, echo_of(B))) == [Told.DELIVERED, REFUSED, Told.DELIVERED]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"eventTime": "2026-05-04T12:00:00.123+00:00"},
+        {"eventTime": "2026-05-04T14:00:00.123+02:00"},
+        {"eventTime": "2026-05-04T12:00:00.1230000Z"},
+        {"eventTime": "2026-05-04T12:00:00.123"},
+        {"eventTime": "2026-05-04T12:00:00.124Z"},
+        {"eventTime": "0001-01-01T00:00:00+00:00"},
+        {"eventTime": "0001-01-01T00:00:00"},
+        {"eventTime": None},
+        {"eventTime": ...},
+        {"eventTime": ""},
+        {"eventType": "SIGNALVIEWED"},
+        {"eventType": "Unknown"},
+        {"metadata": None},
+        {"metadata": []},
+        {"instanceGuid": "made by the server"},
+        {"metadata": [{"name": "added", "value": "by the server"}]},
+        {"metadata": [{"Name": "added", "Value": None}]},
+    ],
+)
+def test_what_an_echo_may_look_like(changes: dict[str, Any]) -> None:
+    """Written again by a typed server, in all the ways that are known."""
+    assert attribute([A, B], answer(1, echo_of(B, **changes))) == [Told.DELIVERED, REFUSED]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"clientUniqueId": "order-2"},
+        {"clientUniqueId": None},
+        {"clientUniqueId": 1},
+        {"sessionId": ""},
+        {"sessionId": ["session"]},
+        {"parentGuid": "B"},
+        {"parentGuid": ...},
+        {"eventType": "SignalResponse"},
+        {"eventType": None},
+        {"eventTime": "2026-05-04T12:00:00.125Z"},
+        {"eventTime": "2026-05-04T12:01:00.123Z"},
+        {"eventTime": "0001-01-01T00:00:00+14:00"},
+        {"eventTime": "9999-12-31T23:59:59-14:00"},
+        {"eventTime": "yesterday"},
+        {"eventTime": 1651622400},
+        {"metadata": "x"},
+        {"metadata": [1]},
+        {"metadata": [{"name": 1, "value": "x"}]},
+    ],
+)
+def test_an_echo_of_an_event_that_nobody_sent(changes: dict[str, Any]) -> None:
+    """It fits nobody, so it may be anybody: nothing is claimed."""
+    assert attribute([A, B], answer(1, echo_of(B, **changes))) == [Told.UNCONFIRMED] * 2
+
+
+@pytest.mark.parametrize("echo", [None, "a", [], 7])
+def test_an_echo_that_is_none(echo: Any) -> None:
+    """No object, no match."""
+    assert attribute([A, B], answer(1, echo)) == [Told.UNCONFIRMED] * 2
+
+
+def test_an_invalid_type_may_be_echoed_as_anything() -> None:
+    """With `InvalidEventType` among the errors, the type identifies nobody."""
+    body = answer(1, echo_of(B, eventType="None"), errors=[{"code": "InvalidEventType", "message": "x"}])
+
+    assert attribute([A, B], body)[0] is Told.DELIVERED
+    assert isinstance(attribute([A, B], body)[1], Rejected)
+
+
+def test_uuids_match_in_any_casing_and_other_ids_do_not() -> None:
+    """Session ids and parent guids are opaque strings, a UUID's casing aside."""
+    guid = "58BCBAA0-E13C-4A3D-84CD-2803CCC35394"
+    upper = timed(session_id=guid, parent_guid=guid)
+
+    assert attribute(
+        [upper, A], answer(1, echo_of(upper, sessionId=guid.lower(), parentGuid=guid.lower()))
+    ) == [
+        REFUSED,
+        Told.DELIVERED,
+    ]
+
+
+def test_two_casings_of_a_uuid_are_two_readings() -> None:
+    """A server that lowers guids cannot be told from one that does not."""
+    guid = "58bcbaa0-e13c-4a3d-84cd-2803ccc35394"
+    lower, upper = timed(parent_guid=guid), timed(parent_guid=guid.upper())
+
+    assert attribute([lower, upper], answer(1, echo_of(lower))) == [Told.UNCONFIRMED] * 2
+
+
+def test_equal_events_are_interchangeable() -> None:
+    """Which of two that are equal in every field was refused makes no difference."""
+    assert attribute([A, A, A], answer(2, echo_of(A))) == [REFUSED, Told.DELIVERED, Told.DELIVERED]
+    assert attribute([A, B, A], answer(1, echo_of(A), echo_of(A))) == [REFUSED, Told.DELIVERED, REFUSED]
+
+
+def test_full_matches_come_first() -> None:
+    """An echo that is equal in everything leaves the weaker match to others."""
+    with_note = timed(parent_guid="p", metadata={"note": "x"})
+    without = timed(parent_guid="p")
+    body = answer(1, echo_of(with_note))
+
+    assert attribute([without, with_note], body) == [Told.DELIVERED, REFUSED]
+    # The second echo says nothing of metadata, and the one it could also mean is taken.
+    body = answer(1, echo_of(without), echo_of(with_note))
+    assert attribute([without, with_note, A], body) == [REFUSED, REFUSED, Told.DELIVERED]
+
+
+def test_an_echo_without_metadata_may_mean_the_event_that_has_some() -> None:
+    """Two readings are possible, so neither is claimed."""
+    with_note, without = timed(parent_guid="p", metadata={"note": "x"}), timed(parent_guid="p")
+
+    assert attribute([with_note, without, A], answer(2, echo_of(without))) == [
+        Told.UNCONFIRMED,
+        Told.UNCONFIRMED,
+        Told.DELIVERED,
+    ]
+
+
+def test_elimination() -> None:
+    """If every reading names an event, it is rejected, though each echo by itself is in doubt."""
+    one, two = (attrs.evolve(timed(parent_guid="p"), event_time=NOW + timedelta(seconds=n)) for n in (0, 1))
+    vague = echo_of(one, eventTime="0001-01-01T00:00:00+00:00")
+
+    assert attribute([one, two, A], answer(2, vague)) == [Told.UNCONFIRMED, Told.UNCONFIRMED, Told.DELIVERED]
+    assert attribute([one, two, A], answer(1, vague, vague)) == [REFUSED, REFUSED, Told.DELIVERED]
+    assert attribute([one, two, A], answer(1, vague, echo_of(two))) == [REFUSED, REFUSED, Told.DELIVERED]
+
+
+def test_more_vague_echoes_than_events_fit_nobody() -> None:
+    """Two echoes for one event: it is rejected, and nobody else is delivered for certain."""
+    vague = echo_of(A, eventTime=None)
+
+    assert attribute([A, B, C], answer(1, vague, vague)) == [REFUSED, Told.UNCONFIRMED, Told.UNCONFIRMED]
+
+
+def test_the_same_event_named_twice() -> None:
+    """One of the echoes means somebody else."""
+    body = answer(1, echo_of(A), echo_of(A))
+
+    assert attribute([A, B, C], body) == [REFUSED, Told.UNCONFIRMED, Told.UNCONFIRMED]
+
+
+@pytest.mark.parametrize("processed", [0, 1, 3, 25])
+def test_counts_that_do_not_add_up(processed: int) -> None:
+    """Who is named by a full match is rejected, the rest is unconfirmed; weak matches name nobody."""
+    assert attribute([A, B, C], answer(processed, echo_of(B))) == [
+        Told.UNCONFIRMED,
+        REFUSED,
+        Told.UNCONFIRMED,
+    ]
+    vague = answer(processed, echo_of(B, eventTime=None))
+    assert attribute([A, B, C], vague) == [Told.UNCONFIRMED] * 3
+
+
+def test_none_processed_and_all_unprocessed_rejects_all() -> None:
+    """Readable or not; the reasons are told where they can be."""
+    other = {"code": "Other", "message": ""}
+    body = json.dumps(
+        {
+            "processedEventsCount": 0,
+            "unprocessedEvents": [
+                {"event": None, "errors": [other]},
+                {"event": echo_of(A), "errors": [REASON]},
+            ],
+        }
+    ).encode()
+
+    assert attribute([A, B], body) == [REFUSED, Rejected((ApiError("Other", ""),))]
+    assert attribute([A, B], answer(0, 1, 2)) == [REFUSED, REFUSED]
+    assert attribute([A, B], b'{"processedEventsCount":0,"unprocessedEvents":[{"errors":[{}]},{}]}') == [
+        Rejected(()),
+        Rejected(()),
+    ]
+
+
+def test_a_flood_of_echoes_is_read_no_further() -> None:
+    """Nonsense costs no time: 20,000 echoes of a batch of 25."""
+    events = [timed(parent_guid=str(number)) for number in range(25)]
+    body = answer(0, *[echo_of(events[0])] * 20_000)
+
+    verdicts = attribute(events, body)
+    assert isinstance(verdicts[0], Rejected)
+    assert set(verdicts[1:]) == {Told.UNCONFIRMED}
+
+
+# The property: whatever is refused, and however it is echoed, nobody is wronged.
+
+GUIDS = ["58bcbaa0-e13c-4a3d-84cd-2803ccc35394", "58BCBAA0-E13C-4A3D-84CD-2803CCC35394", "slot"]
+TYPES = ["SignalImpression", "SignalViewed", "signalviewed", "Unknown", "SignalNew"]
+METADATA = [(), (("a", "1"),), (("a", "1"), ("b", "")), (("b", "2"), ("a", "1"))]
+OFFSETS = [0, 1, 2, 1000]
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> list[PartnerEvent]:
+    """Events that are hard to tell apart."""
+    return [
+        unchecked(
+            event_type=draw(st.sampled_from(TYPES)),
+            session_id="session",
+            parent_guid=draw(st.sampled_from(GUIDS)),
+            client_unique_id="order",
+            metadata=event(metadata=dict(draw(st.sampled_from(METADATA)))).metadata,
+            event_time=NOW + timedelta(milliseconds=draw(st.sampled_from(OFFSETS))),
+        )
+        for _ in range(draw(st.integers(1, 8)))
+    ]
+
+
+SWITCHES = sorted({name for form in ECHO_FORMS.values() for name in form} - {"count_offset"})
+REFUSAL = Problem("SandboxTest", "refused by the test")
+
+
+@settings(max_examples=1500)
+@given(batches(), st.data())
+def test_attribution_is_the_truth_or_says_that_it_does_not_know(
+    events: list[PartnerEvent], data: st.DataObject
+) -> None:
+    """Random batches, verdicts, echo forms and orders.
+
+    Never delivered if refused, never rejected if accepted, up to events that are equal in every field,
+    which are interchangeable; and the truth where the echo tells it.
+    """
+    refused = data.draw(st.lists(st.booleans(), min_size=len(events), max_size=len(events)))
+    switches = {name: data.draw(st.booleans(), label=name) for name in SWITCHES if name != "foreign"}
+    is_foreign = data.draw(st.sampled_from([False, False, False, True]))
+    offset = data.draw(st.sampled_from([0, 0, 0, 0, 1, -1]))
+    body = _wire.join([_wire.encode(one) for one in events])
+    judged = judge_body(body, now=NOW)
+    assert isinstance(judged, list)
+    truth = [
+        Judged(item.event, (REFUSAL,) if is_refused else ())
+        for item, is_refused in zip(judged, refused, strict=True)
+    ]
+    form = Echo(**switches, foreign=is_foreign, count_offset=max(offset, -refused.count(False)))
+    written = write_verdicts(truth, form, random.Random(data.draw(st.integers(0, 99))))
+
+    verdicts = attribute(events, written.body)
+
+    for key in {_wire.encode(one) for one in events}:
+        alike = [index for index, one in enumerate(events) if _wire.encode(one) == key]
+        assert _count(verdicts, alike, Told.DELIVERED) <= sum(not refused[index] for index in alike)
+        assert _count(verdicts, alike, REFUSED_BY_TEST) <= sum(refused[index] for index in alike)
+    if form == Echo(shuffle=form.shuffle, only_200=form.only_200, pascal_case=form.pascal_case) and _is_plain(
+        events
+    ):
+        assert [isinstance(verdict, Rejected) for verdict in verdicts] == refused
+    if not any(refused) and form.count_offset == 0:
+        assert set(verdicts) == {Told.DELIVERED}
+
+
+REFUSED_BY_TEST = Rejected((ApiError(REFUSAL.code, REFUSAL.message),))
+
+
+def _count(verdicts: list[Verdict], indices: list[int], verdict: Verdict) -> int:
+    return sum(verdicts[index] == verdict for index in indices)
+
+
+def _is_plain(events: list[PartnerEvent]) -> bool:
+    """Whether each has a parent of its own, a type of the specification's, and thus one reading."""
+    parents = [one.parent_guid.lower() for one in events]
+    return len(set(parents)) == len(events) and all(one.event_type != "Unknown" for one in events)
