@@ -25,12 +25,12 @@ ENVELOPE: Final = (b'{"events":[', b"]}")
 NAMES: Final = {
     "event_type": "eventType",
     "event_time": "eventTime",
-    "parent_guid": "parentGuid",
     "session_id": "sessionId",
+    "parent_guid": "parentGuid",
     "client_unique_id": "clientUniqueId",
     "metadata": "metadata",
 }
-"""A model's field and its name on the wire, in the order of the specification's example."""
+"""A model's field and its name on the wire, in the order of the specification's table."""
 
 
 def format_time(moment: datetime) -> str:
@@ -53,8 +53,8 @@ def encode(event: PartnerEvent) -> bytes:
     wire: dict[str, Any] = {
         "eventType": event.event_type,
         "eventTime": format_time(event.event_time) if event.event_time else None,
-        "parentGuid": event.parent_guid,
         "sessionId": event.session_id,
+        "parentGuid": event.parent_guid,
         "clientUniqueId": event.client_unique_id,
     }
     if event.metadata:
@@ -130,12 +130,18 @@ def _structure_time(data: Any) -> tuple[Any, list[EventProblem]]:
 
 def _make_converter() -> Any:
     converter = make_converter()
-    names: Any = {field: override(rename=name) for field, name in NAMES.items()}
     converter.register_unstructure_hook(datetime, format_time)
-    converter.register_unstructure_hook(
-        PartnerEvent,
-        make_dict_unstructure_fn(PartnerEvent, converter, _cattrs_omit_if_default=True, **names),
-    )
+    fields: Any = {field: override(rename=name) for field, name in NAMES.items()}
+    fields["event_type"] = override(rename="eventType", unstruct_hook=str)
+    fields["event_time"] = override(rename="eventTime", omit_if_default=True)
+    fields["metadata"] = override(rename="metadata", omit_if_default=True)
+    by_cattrs = make_dict_unstructure_fn(PartnerEvent, converter, **fields)
+
+    def unstructure(event: PartnerEvent) -> dict[str, Any]:
+        wire = by_cattrs(event)  # It puts what may be left out last.
+        return {name: wire[name] for name in NAMES.values() if name in wire}
+
+    converter.register_unstructure_hook(PartnerEvent, unstructure)
     converter.register_structure_hook(NameValuePair, _structure_pair)
     converter.register_structure_hook(PartnerEvent, _structure_event)
     return converter
@@ -157,7 +163,7 @@ def structure_event(data: Mapping[str, Any]) -> PartnerEvent:
 def unstructure_event(event: PartnerEvent) -> dict[str, Any]:
     """The event as a dictionary in the wire's names."""
     wire: dict[str, Any] = CONVERTER.unstructure(event)
-    return {name: wire[name] for name in NAMES.values() if name in wire}
+    return wire
 
 
 # Answers.

@@ -125,11 +125,11 @@ class PartnerEvent:
     """
 
     event_type: EventType | str = attrs.field(converter=_to_event_type)
+    event_time: datetime | None = attrs.field(default=None, converter=_to_utc)
     session_id: str
     parent_guid: str
     client_unique_id: str
     metadata: tuple[NameValuePair, ...] = attrs.field(default=(), converter=_to_pairs)
-    event_time: datetime | None = attrs.field(default=None, converter=_to_utc)
 
     def __attrs_post_init__(self) -> None:
         problems = tuple(_problems(self))

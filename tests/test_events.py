@@ -1,0 +1,254 @@
+"""What an event is, and when it is valid."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from typing import Any
+
+import attrs
+import pytest
+
+from rokt_events_async import EventType, InvalidEventError, NameValuePair, PartnerEvent
+from rokt_events_async.events import _warned_types, time_problems
+from tests.samples import NOW, event
+
+
+def make(**changes: Any) -> PartnerEvent:
+    values: dict[str, Any] = {
+        "event_type": EventType.SIGNAL_VIEWED,
+        "session_id": "s",
+        "parent_guid": "p",
+        "client_unique_id": "c",
+    }
+    return PartnerEvent(**(values | changes))
+
+
+def problems(**changes: Any) -> list[tuple[str, str | None]]:
+    with pytest.raises(InvalidEventError) as caught:
+        make(**changes)
+    return [(error.field, error.code) for error in caught.value.errors]
+
+
+def test_shorthands_name_the_type() -> None:
+    """`impression`, `viewed`, `response`."""
+    common: dict[str, Any] = {"session_id": "s", "parent_guid": "p", "client_unique_id": "c"}
+
+    assert PartnerEvent.impression(**common).event_type is EventType.SIGNAL_IMPRESSION
+    assert PartnerEvent.viewed(**common) == make()
+    assert PartnerEvent.response(**common, metadata={"a": "b"}, event_time=NOW) == make(
+        event_type="SignalResponse", metadata=[NameValuePair("a", "b")], event_time=NOW
+    )
+
+
+def test_a_known_name_becomes_its_type() -> None:
+    """Strings and members are the same."""
+    assert make(event_type="SignalViewed").event_type is EventType.SIGNAL_VIEWED
+
+
+def test_an_unknown_type_is_let_through_with_one_warning() -> None:
+    """The API grows; a typing error should be seen all the same."""
+    with pytest.warns(UserWarning, match="'SignalOnce' is none of the specification's") as seen:
+        made = make(event_type="SignalOnce")
+    assert seen[0].filename == __file__
+    assert made.event_type == "SignalOnce"
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(event_type="SignalOnce")
+
+
+def test_the_memory_of_warnings_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names may come from outside, and be many."""
+    monkeypatch.setattr("rokt_events_async.events._WARNINGS", len(_warned_types))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(event_type="SignalTooMany")
+
+    assert "SignalTooMany" not in _warned_types
+
+
+@pytest.mark.parametrize(
+    ("field", "code"),
+    [
+        ("event_type", "InvalidEventType"),
+        ("session_id", "SessionIdMissing"),
+        ("parent_guid", "ParentGuidIsMissing"),
+        ("client_unique_id", None),
+    ],
+)
+@pytest.mark.parametrize("value", ["", None, 7, b"bytes"])
+def test_required_strings(field: str, code: str | None, value: Any) -> None:
+    """Non-empty strings, with the API's own code where it has one."""
+    assert problems(**{field: value}) == [(field, code)]
+
+
+@pytest.mark.parametrize("field", ["event_type", "session_id", "parent_guid", "client_unique_id"])
+def test_lone_surrogates_are_refused(field: str) -> None:
+    """They cannot be encoded."""
+    assert problems(**{field: "ab\ud800"}) == [(field, None)]
+
+
+@pytest.mark.parametrize("text", ["\x00", 'O\'Brien "quoted"', "\U0001f6d2", " ", "x" * 100_000, "\u00e4"])
+def test_strange_strings_that_are_fine(text: str) -> None:
+    """NUL, quotes, emoji, white space, huge: the specification forbids none."""
+    assert make(session_id=text, metadata={text: text}).session_id == text
+
+
+def test_subclasses_of_str_are_strings() -> None:
+    """As are members of string enumerations."""
+    assert make(session_id=EventType.SIGNAL_VIEWED).session_id == "SignalViewed"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "fields"),
+    [
+        ({"": "x"}, ["metadata[0].name"]),
+        ({"a": 1}, ["metadata[0].value"]),
+        ({1: "a", "b": None}, ["metadata[0].name", "metadata[1].value"]),
+        ({"a": "\udfff"}, ["metadata[0].value"]),
+        ([("a", "b")], ["metadata[0]"]),
+        ([NameValuePair("a", "b"), "c"], ["metadata[1]"]),
+        ("text", ["metadata"]),
+        (7, ["metadata"]),
+        (b"x", ["metadata"]),
+    ],
+)
+def test_metadata_is_of_strings(metadata: Any, fields: list[str]) -> None:
+    """Names not empty, values strings; every problem is told."""
+    assert problems(metadata=metadata) == [(field, None) for field in fields]
+
+
+@pytest.mark.parametrize("metadata", [None, {}, (), [], iter([])])
+def test_no_metadata(metadata: Any) -> None:
+    """Whatever emptiness is handed over."""
+    assert make(metadata=metadata).metadata == ()
+
+
+def test_metadata_in_any_form() -> None:
+    """A mapping, pairs, or whatever yields pairs; an empty value is one."""
+    pairs = (NameValuePair("a", "1"), NameValuePair("b", ""))
+
+    assert make(metadata={"a": "1", "b": ""}).metadata == pairs
+    assert make(metadata=iter(pairs)).metadata == pairs
+
+
+@pytest.mark.parametrize(("name", "value"), [("", "x"), (None, "x"), ("a", None), ("\ud800", "x")])
+def test_a_pair_by_itself_is_valid_too(name: Any, value: Any) -> None:
+    """What is wrong with a pair is found when it is made."""
+    with pytest.raises(InvalidEventError, match="metadata"):
+        NameValuePair(name, value)
+
+
+def test_a_pair_may_be_of_any_language() -> None:
+    """Not only of ASCII."""
+    assert NameValuePair("gr\u00f6\u00dfe", "\u4e2d").name == "gr\u00f6\u00dfe"
+
+
+class Nowhere(tzinfo):
+    """A time zone that does not know its offset, which makes a time naive."""
+
+    def utcoffset(self, dt: datetime | None) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("event_time", "message"),
+    [
+        (datetime(2026, 5, 4), "must be aware, as in datetime.now(UTC), got 2026-05-04T00:00:00"),  # noqa: DTZ001
+        (datetime(2026, 5, 4, tzinfo=Nowhere()), "must be aware"),
+        ("2026-05-04T00:00:00Z", "must be a datetime, got '2026-05-04T00:00:00Z'"),
+        (1651622400, "must be a datetime, got 1651622400"),
+        (
+            datetime.min.replace(tzinfo=timezone(timedelta(hours=14))),
+            "must lie between the years 1 and 9999 in UTC",
+        ),
+        (
+            datetime.max.replace(tzinfo=timezone(timedelta(hours=-12))),
+            "must lie between the years 1 and 9999 in UTC",
+        ),
+        (datetime.min.replace(tzinfo=UTC), "must not be the default time, got 0001-01-01T00:00:00+00:00"),
+    ],
+)
+def test_times_that_are_none(event_time: Any, message: str) -> None:
+    """Naive, of another type, or not to be expressed in UTC."""
+    with pytest.raises(InvalidEventError) as caught:
+        make(event_time=event_time)
+
+    assert message in str(caught.value)
+
+
+def test_the_default_time_has_the_apis_code() -> None:
+    """EventTime is null or default."""
+    assert problems(event_time=datetime.min.replace(tzinfo=UTC)) == [("event_time", "EventTimeIsMissing")]
+
+
+def test_times_are_kept_in_utc() -> None:
+    """Whatever zone they were given in."""
+    made = make(event_time=datetime(2026, 5, 4, 14, tzinfo=timezone(timedelta(hours=2))))
+
+    assert made.event_time == datetime(2026, 5, 4, 12, tzinfo=UTC)
+    assert made.event_time is not None
+    assert made.event_time.tzinfo is UTC
+
+
+@pytest.mark.parametrize(
+    ("offset", "fine"),
+    [
+        (timedelta(minutes=5), True),
+        (timedelta(minutes=5, microseconds=1), False),
+        (timedelta(days=-3), True),
+        (timedelta(days=-3, microseconds=-1), False),
+        (timedelta(0), True),
+    ],
+)
+def test_the_time_window(offset: timedelta, fine: bool) -> None:
+    """Five minutes ahead, three days back, both inclusive."""
+    found = time_problems(NOW + offset, now=NOW)
+
+    assert (found == ()) is fine
+    assert all(error.field == "event_time" and NOW.isoformat() in error.message for error in found)
+
+
+def test_all_problems_at_once() -> None:
+    """One error, in the order of the fields, with values shortened."""
+    with pytest.raises(InvalidEventError) as caught:
+        make(
+            event_type="", session_id=None, parent_guid="x" * 500 + "\ud800", metadata={"a": 5}, event_time=3
+        )
+
+    error = caught.value
+    assert [problem.field for problem in error.errors] == [
+        "event_type",
+        "session_id",
+        "parent_guid",
+        "metadata[0].value",
+        "event_time",
+    ]
+    assert str(error).startswith(
+        "event_type must be a non-empty string, got ''; session_id must be a non-empty"
+    )
+    assert all(len(problem.value) <= 60 for problem in error.errors)
+    assert str(error.errors[0]) == error.errors[0].message
+    assert isinstance(error, ValueError)
+    assert pickle.loads(pickle.dumps(error)).errors == error.errors
+
+
+def test_an_event_is_immutable_and_light() -> None:
+    """No attribute can be set, and there is no dictionary to set one in."""
+    made = event()
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        made.session_id = "other"  # type: ignore[misc]
+
+    assert not hasattr(made, "__dict__")
+    assert hash(made) == hash(attrs.evolve(made))
+
+
+def test_stamping_copies_only_what_has_no_time() -> None:
+    """A stamped event is the same but for its time."""
+    made = event(metadata={"a": "b"})
+    stamped = made.stamped(NOW)
+
+    assert stamped == attrs.evolve(made, event_time=NOW)
+    assert stamped.stamped(NOW + timedelta(1)) is stamped

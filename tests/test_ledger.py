@@ -1,0 +1,225 @@
+"""The account: bounds, the line of those who wait, outcomes, and what a flush waits for."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from rokt_events_async import (
+    Delivery,
+    DeliveryFailedError,
+    DrainReport,
+    EmitterClosedError,
+    QueueFullError,
+    Receipt,
+)
+from rokt_events_async._ledger import Ledger
+from tests.samples import event
+
+
+def make(max_pending: int = 2, max_pending_bytes: int = 100) -> Ledger:
+    return Ledger(max_pending=max_pending, max_pending_bytes=max_pending_bytes)
+
+
+def delivery(size: int = 10) -> Delivery:
+    return Delivery(event(), b"x" * size, loop=asyncio.get_running_loop())
+
+
+def receipt(of: Delivery) -> Receipt:
+    return Receipt(of.event, 1, False)
+
+
+async def admit(ledger: Ledger, of: Delivery) -> Delivery:
+    await ledger.wait_for_room(len(of.wire))
+    ledger.admit_granted(of, now=0.0)
+    return of
+
+
+async def turn() -> None:
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def test_events_are_bounded() -> None:
+    """A full account admits nobody until something is settled."""
+    ledger = make()
+    first, second, third = delivery(), delivery(), delivery()
+
+    assert [ledger.admit_nowait(one, now=0.0) for one in (first, second, third)] == [True, True, False]
+    ledger.settle(first, receipt(first))
+    assert ledger.admit_nowait(third, now=0.0)
+
+
+async def test_bytes_are_bounded_exactly() -> None:
+    """Up to the bound, and not a byte more."""
+    ledger = make(max_pending=10)
+
+    assert ledger.admit_nowait(delivery(60), now=0.0)
+    assert not ledger.admit_nowait(delivery(41), now=0.0)
+    assert ledger.admit_nowait(delivery(40), now=0.0)
+    with pytest.raises(QueueFullError, match="101 bytes can never fit"):
+        ledger.check_size(101)
+
+
+async def test_the_line_is_served_in_order_and_nobody_overtakes() -> None:
+    """A small event does not slip past a large one that waits."""
+    ledger = make(max_pending=10)
+    first = delivery(90)
+    ledger.admit_nowait(first, now=0.0)
+    large = asyncio.create_task(admit(ledger, delivery(80)))
+    small = asyncio.create_task(admit(ledger, delivery(1)))
+    await turn()
+
+    assert not ledger.admit_nowait(delivery(1), now=0.0)
+    assert not small.done()
+    ledger.settle(first, receipt(first))
+    assert not ledger.admit_nowait(delivery(1), now=0.0), "what is granted is not to be taken"
+    await asyncio.gather(large, small)
+    assert ledger.pending == 2
+
+
+async def test_cancelled_in_line() -> None:
+    """Whoever is cancelled leaves the line, and the next one moves up."""
+    ledger = make(max_pending=1)
+    first = delivery()
+    ledger.admit_nowait(first, now=0.0)
+    one, two = (asyncio.create_task(admit(ledger, delivery())) for _ in range(2))
+    await turn()
+    one.cancel()
+    await turn()
+    ledger.settle(first, receipt(first))
+    await two
+
+    assert one.cancelled()
+    assert (ledger.accepted, ledger.pending) == (2, 1)
+
+
+async def test_cancelled_with_the_grant_in_hand() -> None:
+    """Room that was granted to a task that is cancelled before it runs goes to the next one."""
+    ledger = make(max_pending=1)
+    first = delivery()
+    ledger.admit_nowait(first, now=0.0)
+    one, two = (asyncio.create_task(admit(ledger, delivery())) for _ in range(2))
+    await turn()
+    ledger.settle(first, receipt(first))
+    one.cancel()
+    await two
+
+    assert one.cancelled()
+    assert (ledger.accepted, ledger.pending) == (2, 1)
+
+
+async def test_cancelled_while_the_line_moves() -> None:
+    """A place whose task is cancelled but has not run yet is passed over."""
+    ledger = make(max_pending=1)
+    first = delivery()
+    ledger.admit_nowait(first, now=0.0)
+    one, two = (asyncio.create_task(admit(ledger, delivery())) for _ in range(2))
+    await turn()
+    one.cancel()
+    ledger.settle(first, receipt(first))
+    await two
+
+    assert one.cancelled()
+    assert ledger.pending == 1
+
+
+async def test_a_large_event_that_leaves_the_line_lets_small_ones_in() -> None:
+    """The room was there all along."""
+    ledger = make(max_pending=10)
+    ledger.admit_nowait(delivery(50), now=0.0)
+    large = asyncio.create_task(admit(ledger, delivery(80)))
+    small = asyncio.create_task(admit(ledger, delivery(10)))
+    await turn()
+    assert not small.done()
+
+    large.cancel()
+    await small
+    assert ledger.pending == 2
+
+
+async def test_closing_turns_away_who_waits() -> None:
+    """In line, with the grant in hand, and both cancelled at that moment."""
+    ledger = make(max_pending=1)
+    first = delivery()
+    ledger.admit_nowait(first, now=0.0)
+    granted, waiting, cancelled = (asyncio.create_task(admit(ledger, delivery())) for _ in range(3))
+    await turn()
+    ledger.settle(first, receipt(first))
+    ledger.close()
+    cancelled.cancel()
+    outcomes = await asyncio.gather(granted, waiting, cancelled, return_exceptions=True)
+
+    assert [type(outcome) for outcome in outcomes] == [
+        EmitterClosedError,
+        EmitterClosedError,
+        asyncio.CancelledError,
+    ]
+    assert (ledger.accepted, ledger.pending) == (1, 0)
+
+
+async def test_closing_passes_over_who_is_cancelled() -> None:
+    """A place that is cancelled already is not told."""
+    ledger = make(max_pending=1)
+    ledger.admit_nowait(delivery(), now=0.0)
+    waiting = asyncio.create_task(admit(ledger, delivery()))
+    await turn()
+    waiting.cancel()
+    ledger.close()
+    await turn()
+
+    assert waiting.cancelled()
+
+
+async def test_an_event_is_settled_once() -> None:
+    """A second outcome is a fault of the library, and says so."""
+    ledger = make()
+    one = delivery()
+    ledger.admit_nowait(one, now=0.0)
+    ledger.settle(one, receipt(one))
+    with pytest.raises(RuntimeError, match="settled twice"):
+        ledger.settle(one, receipt(one))
+
+    assert ledger.stats().delivered == 1
+
+
+async def test_flushes_wait_for_what_came_before_them() -> None:
+    """In any order of settling, and each for its own."""
+    ledger = make(max_pending=10)
+    one, two, three = delivery(), delivery(), delivery()
+    await ledger.settled()
+    ledger.admit_nowait(one, now=0.0)
+    first = asyncio.create_task(ledger.settled())
+    await turn()
+    ledger.admit_nowait(two, now=0.0)
+    second = asyncio.create_task(ledger.settled())
+    await turn()
+    third = asyncio.create_task(ledger.settled())
+    await turn()
+    ledger.admit_nowait(three, now=0.0)
+
+    ledger.settle(two, receipt(two))
+    await turn()
+    assert not first.done()
+    assert not second.done()
+    ledger.settle(one, receipt(one))
+    await asyncio.gather(first, second, third)
+    assert ledger.pending == 1
+
+
+async def test_a_report_counts_from_the_close() -> None:
+    """With the errors of what was not delivered."""
+    ledger = make(max_pending=10)
+    before, one, two = delivery(), delivery(), delivery()
+    for each in (before, one, two):
+        ledger.admit_nowait(each, now=0.0)
+    ledger.settle(before, DeliveryFailedError("before", event=before.event))
+    assert ledger.report() == DrainReport()
+    ledger.close()
+    error = DeliveryFailedError("since", event=one.event)
+    ledger.settle(one, error)
+    ledger.settle(two, receipt(two))
+
+    assert ledger.report() == DrainReport(delivered=1, failed=1, undelivered=(error,))
+    assert error.outcome == "failed"
