@@ -1,0 +1,477 @@
+"""One POST: what is brought back, and whether the request had gone out."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+from unittest import mock
+
+import aiohttp
+import pytest
+from aiohttp import ClientResponse
+from aioresponses import aioresponses
+
+from rokt_events_async._answers import NoReply, Reply
+from rokt_events_async._transport import MAX_BODY, HttpTransport, Request
+from rokt_events_async.sandbox import Sandbox
+from tests.samples import CREDENTIALS
+
+URL = "http://127.0.0.1:1/v1/partner/events"
+
+
+@pytest.fixture
+def responses(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses]:
+    """aioresponses 0.7.9 does not know that a response of aiohttp 3.14 wants a `stream_writer`."""
+    init = ClientResponse.__init__
+
+    def with_writer(self: ClientResponse, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("stream_writer", mock.Mock(output_size=0))
+        init(self, *args, **kwargs)
+
+    monkeypatch.setattr(ClientResponse, "__init__", with_writer)
+    with aioresponses() as mocked:
+        yield mocked
+
+
+@asynccontextmanager
+async def transport_to(
+    url: str = URL, *, timeout: float = 10.0, session: Any = None
+) -> AsyncIterator[HttpTransport]:
+    transport = HttpTransport(CREDENTIALS, url, session=session, timeout=timeout, connections=4)
+    try:
+        yield transport
+    finally:
+        await transport.aclose()
+
+
+# Its own unit tests, against a double.
+
+
+async def test_it_brings_back_status_headers_and_body(responses: aioresponses) -> None:
+    """Judging none of them."""
+    responses.post(URL, status=418, body=b"tea", headers={"Retry-After": "5"})
+    async with transport_to() as transport:
+        reply = await transport.post(Request(b"{}"))
+
+    assert isinstance(reply, Reply)
+    assert (reply.status, reply.body, reply.headers["retry-after"]) == (418, b"tea", "5")
+
+
+async def test_it_sends_what_the_specification_asks_for(responses: aioresponses) -> None:
+    """Credentials and media types, and nothing that a session might do by itself."""
+    responses.post(URL, status=200)
+    async with transport_to() as transport:
+        await transport.post(Request(b"{}"))
+
+    ((call,),) = responses.requests.values()
+    assert call.kwargs["headers"] == {
+        "rokt-pub-id": CREDENTIALS.pub_id,
+        "rokt-secret": CREDENTIALS.secret,
+        "rokt-tag-id": CREDENTIALS.tag_id,
+        "Content-Type": "application/json",
+        "Accept": "application/json",
+        "Accept-Encoding": "identity",
+    }
+    assert call.kwargs["allow_redirects"] is False
+    assert call.kwargs["auto_decompress"] is False
+    assert call.kwargs["raise_for_status"] is False
+    assert call.kwargs["middlewares"] == ()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", " Deflate "])
+async def test_a_compressed_body_is_refused(responses: aioresponses, encoding: str) -> None:
+    """It was not asked for, and a megabyte of it can be a gigabyte."""
+    responses.post(URL, status=200, body=b"\x1f\x8b", headers={"Content-Encoding": encoding})
+    async with transport_to() as transport:
+        reply = await transport.post(Request(b"{}"))
+
+    assert isinstance(reply, Reply)
+    assert (reply.status, reply.body) == (200, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (aiohttp.ClientConnectionError("secret things"), "ClientConnectionError"),
+        (aiohttp.ClientPayloadError("secret things"), "ClientPayloadError"),
+        (OSError(113, "No route to host"), "OSError: No route to host"),
+        (aiohttp.ServerDisconnectedError(), "every connection was found closed"),
+        (aiohttp.ClientOSError(104, "Connection reset by peer"), "every connection was found closed"),
+    ],
+)
+async def test_what_went_wrong_is_a_reason_and_no_exception(
+    responses: aioresponses, error: Exception, reason: str
+) -> None:
+    """Theirs carry the request's headers; ours are words."""
+    responses.post(URL, exception=error, repeat=True)
+    async with transport_to() as transport:
+        request = Request(b"{}")
+        reply = await transport.post(request)
+
+    assert reply == NoReply(reason)
+    assert not request.went_out
+
+
+async def test_a_fault_is_no_network_error(responses: aioresponses) -> None:
+    """What is none of the network's doing is raised."""
+    responses.post(URL, exception=RuntimeError("a fault"))
+    async with transport_to() as transport:
+        with pytest.raises(RuntimeError, match="a fault"):
+            await transport.post(Request(b"{}"))
+
+
+def test_a_request_can_be_shown_as_text() -> None:
+    """As aiohttp wants of a payload."""
+    request = Request('{"a":"\u00e4"}'.encode())
+
+    assert request.decode() == '{"a":"\u00e4"}'
+    assert request.body == '{"a":"\u00e4"}'.encode()
+
+
+# What only a real connection shows.
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]
+
+
+@asynccontextmanager
+async def server(serve: Serve) -> AsyncIterator[str]:
+    """A byte-level server on loopback."""
+    tasks: set[asyncio.Task[Any]] = set()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def run() -> None:
+            try:
+                await serve(reader, writer)
+            except (asyncio.IncompleteReadError, ConnectionError):
+                pass
+            finally:
+                writer.close()
+
+        tasks.add(asyncio.ensure_future(run()))
+
+    listening = await asyncio.start_server(accept, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/"
+    finally:
+        listening.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def read_request(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+    return await reader.readexactly(length)
+
+
+async def test_nobody_listens() -> None:
+    """Refused: surely not sent, and the system's own words say why."""
+    async with transport_to() as transport:
+        request = Request(b"{}")
+        reply = await transport.post(request)
+
+    assert isinstance(reply, NoReply)
+    assert reply.reason.startswith("ClientConnectorError: Connect")
+    assert not request.went_out
+
+
+async def test_a_name_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DNS failure: surely not sent."""
+
+    async def look_up(*args: Any, **kwargs: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
+    async with transport_to("https://nowhere.invalid/") as transport:
+        request = Request(b"{}")
+        reply = await transport.post(request)
+
+    assert isinstance(reply, NoReply)
+    assert reply.reason.startswith("ClientConnectorDNSError")
+    assert not request.went_out
+
+
+async def test_a_server_that_speaks_no_tls() -> None:
+    """TLS failure: surely not sent."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(10)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await writer.drain()
+
+    async with server(serve) as url, transport_to(url.replace("http:", "https:")) as transport:
+        request = Request(b"{}")
+        reply = await transport.post(request)
+
+    assert isinstance(reply, NoReply)
+    assert not request.went_out
+
+
+async def test_a_connection_is_used_again() -> None:
+    """Whatever the answer was, as long as it was whole."""
+    connections = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        for answer in (
+            b"200 OK\r\nContent-Length: 2\r\n\r\n{}",
+            b"503 Busy\r\nContent-Length: 0\r\n\r\n",
+        ) * 2:
+            await read_request(reader)
+            writer.write(b"HTTP/1.1 " + answer)
+
+    async with server(serve) as url, transport_to(url) as transport:
+        replies = [await transport.post(Request(b"{}")) for _ in range(4)]
+
+    assert [reply.status for reply in replies if isinstance(reply, Reply)] == [200, 503, 200, 503]
+    assert len(connections) == 1
+
+
+async def test_a_kept_connection_that_was_closed_does_not_count() -> None:
+    """Found closed before anything was written: a fresh one, at once."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        await writer.drain()
+
+    async with server(serve) as url, transport_to(url) as transport:
+        for _ in range(5):
+            reply = await transport.post(Request(b"{}"))
+            await asyncio.sleep(0)
+            assert isinstance(reply, Reply)
+
+
+async def test_found_closed_between_the_pool_and_the_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The moment in which a connection is taken, and is gone when it is to be written to."""
+    served = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            served.append(await read_request(reader))
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    async with server(serve) as url, transport_to(url) as transport:
+        connector: Any = transport._session.connector
+        connect, fates = connector.connect, ["close", "keep"]
+
+        async def connect_and_lose(*args: Any, **kwargs: Any) -> Any:
+            connection = await connect(*args, **kwargs)
+            if fates.pop(0) == "close":
+                connection.protocol.transport.abort()
+            return connection
+
+        monkeypatch.setattr(connector, "connect", connect_and_lose)
+        request = Request(b"{}")
+        reply = await transport.post(request)
+
+    assert isinstance(reply, Reply)
+    assert served == [b"{}"]
+    assert fates == []
+
+
+async def test_handed_over_and_then_reset_is_lost() -> None:
+    """Nobody knows whether the server had read it."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+
+    async with server(serve) as url, transport_to(url) as transport:
+        request = Request(b"{}")
+        reply = await transport.post(request)
+
+    assert reply == NoReply("ServerDisconnectedError")
+    assert request.went_out
+
+
+async def test_a_server_that_never_ends_is_timed_out() -> None:
+    """A byte every few seconds: only a bound on the whole exchange stops it."""
+    loop = asyncio.get_running_loop()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n":
+            writer.write(bytes([byte]))
+            await asyncio.sleep(4)
+
+    async with server(serve) as url, transport_to(url, timeout=10.0) as transport:
+        started = loop.time()
+        request = Request(b"{}")
+        reply = await transport.post(request)
+
+        assert loop.time() - started == pytest.approx(10.0, abs=0.1)
+    assert reply == NoReply("no answer within 10 s")
+    assert request.went_out
+
+
+async def test_a_connection_that_cannot_be_made_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A black hole: timed out, and surely not sent."""
+
+    async def never(*args: Any, **kwargs: Any) -> Any:
+        await asyncio.sleep(1000)
+
+    async with transport_to(timeout=3.0) as transport:
+        monkeypatch.setattr(transport._session.connector, "connect", never)
+        request = Request(b"{}")
+        reply = await transport.post(request)
+
+    assert reply == NoReply("no answer within 3 s")
+    assert not request.went_out
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"200 OK\r\nContent-Length: 100\r\n\r\n|{}",
+        b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n|5\r\n{}",
+        b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n|not a number\r\n",
+        b"503 Busy\r\nContent-Length: 10\r\n\r\n|",
+        b"200 OK\r\nContent-Length: 300000\r\n\r\n|" + b" " * 300_000,
+    ],
+)
+async def test_a_status_whose_body_is_lost_has_answered(answer: bytes) -> None:
+    """What counts as an answer is the status line; a body beyond the bound is lost too."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        head, body = answer.split(b"|")
+        writer.write(b"HTTP/1.1 " + head)
+        await asyncio.sleep(0.1)
+        writer.write(body)
+        await writer.drain()
+
+    async with server(serve) as url, transport_to(url) as transport:
+        reply = await transport.post(Request(b"{}"))
+
+    assert isinstance(reply, Reply)
+    assert (reply.status, reply.body) == (int(answer[:3]), None)
+
+
+@pytest.mark.parametrize(("size", "is_read"), [(MAX_BODY, True), (MAX_BODY + 1, False)])
+async def test_the_body_is_bounded(size: int, is_read: bool) -> None:
+    """256 KiB, and no more."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
+        await writer.drain()
+
+    async with server(serve) as url, transport_to(url) as transport:
+        reply = await transport.post(Request(b"{}"))
+
+    assert isinstance(reply, Reply)
+    assert (reply.body is not None) is is_read
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\x16\x03\x01\r\n\r\n",
+        b"HTTP/1.1 abc OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: " + b"y" * 100_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+    ],
+)
+async def test_no_readable_status_line_is_no_answer(answer: bytes) -> None:
+    """aiohttp reports it as a 400, which is not the server's."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(answer)
+        await writer.drain()
+
+    async with server(serve) as url, transport_to(url) as transport:
+        request = Request(b"{}")
+        reply = await transport.post(request)
+
+    assert isinstance(reply, NoReply)
+    assert request.went_out
+
+
+async def test_extra_bytes_after_the_answer_harm_nobody() -> None:
+    """The answer counts, and the next request does not take them for its own."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_request(reader)
+            writer.write(
+                b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n"
+            )
+
+    async with server(serve) as url, transport_to(url) as transport:
+        for _ in range(3):
+            reply = await transport.post(Request(b"{}"))
+            await asyncio.sleep(0.1)
+            assert isinstance(reply, Reply)
+            assert (reply.status, reply.body) == (200, b"{}")
+
+
+async def test_a_large_body_goes_out_whole() -> None:
+    """Larger than any socket buffer, and without a warning."""
+    body = b"x" * 3_000_000
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await read_request(reader) == body
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        await writer.drain()
+
+    async with server(serve) as url, transport_to(url) as transport:
+        reply = await transport.post(Request(body))
+
+    assert isinstance(reply, Reply)
+
+
+async def test_a_redirect_is_not_followed() -> None:
+    """The other host never hears of the secret."""
+    visitors = []
+
+    async def other(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        visitors.append(await reader.read(1))
+
+    async with server(other) as elsewhere:
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await read_request(reader)
+            writer.write(f"HTTP/1.1 307 Go\r\nLocation: {elsewhere}\r\nContent-Length: 0\r\n\r\n".encode())
+            await writer.drain()
+
+        async with server(serve) as url, transport_to(url) as transport:
+            reply = await transport.post(Request(b"{}"))
+
+    assert isinstance(reply, Reply)
+    assert reply.status == 307
+    assert visitors == []
+
+
+async def test_cookies_are_neither_kept_nor_sent() -> None:
+    """A session of its own has no jar."""
+    heads = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            heads.append(await reader.readuntil(b"\r\n\r\n"))
+            await reader.readexactly(2)
+            writer.write(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Length: 2\r\n\r\n{}")
+
+    async with server(serve) as url, transport_to(url) as transport:
+        for _ in range(2):
+            await transport.post(Request(b"{}"))
+
+    assert len(heads) == 2
+    assert not any(b"cookie:" in head.lower() for head in heads)
+
+
+async def test_a_session_that_its_owner_closes() -> None:
+    """Nothing can be sent any more, and it says so."""
+    async with Sandbox() as sandbox, aiohttp.ClientSession() as session:
+        async with transport_to(sandbox.url, session=session) as transport:
+            await session.close()
+            request = Request(b"{}")
+
+            assert await transport.post(request) == NoReply("the session that was passed in is closed")
+            assert not request.went_out
