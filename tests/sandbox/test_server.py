@@ -1,0 +1,162 @@
+"""The sandbox as a server: spoken to without the client, by plain aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+import pytest
+
+from rokt_events_async import Credentials
+from rokt_events_async.sandbox import Echo, Fault, RecordedRequest, Sandbox
+from rokt_events_async.sandbox.faults import Act
+from tests.samples import event
+
+
+def headers(sandbox: Sandbox) -> dict[str, str]:
+    credentials = sandbox.credentials
+    return {
+        "rokt-pub-id": credentials.pub_id,
+        "rokt-secret": credentials.secret,
+        "rokt-tag-id": credentials.tag_id,
+        "Content-Type": "application/json",
+        "Accept": "application/json",
+    }
+
+
+def body(*changes: dict[str, Any]) -> bytes:
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return json.dumps(
+        {"events": [event().to_dict() | {"eventTime": now} | change for change in changes]}
+    ).encode()
+
+
+async def post(sandbox: Sandbox, data: bytes, **changes: str) -> tuple[int, Any]:
+    async with aiohttp.ClientSession() as session:
+        async with session.post(sandbox.url, data=data, headers=headers(sandbox) | changes) as response:
+            text = await response.text()
+            return response.status, json.loads(text) if text else None
+
+
+async def test_it_answers_in_the_specifications_shapes(sandbox: Sandbox) -> None:
+    """200, 207, 400, 401, 415, 422."""
+    assert await post(sandbox, body({}, {})) == (
+        200,
+        {"processedEventsCount": 2, "unprocessedEvents": [], "success": True},
+    )
+    status, partial = await post(sandbox, body({}, {"eventType": "SignalNew"}))
+    assert (status, partial["processedEventsCount"], partial["success"]) == (207, 1, False)
+    assert (await post(sandbox, b""))[0] == 400
+    assert (await post(sandbox, body({}), **{"rokt-secret": "wrong"}))[0] == 401
+    assert (await post(sandbox, body({}), **{"Content-Type": "text/plain"}))[0] == 415
+    status, refused = await post(sandbox, body(*[{}] * 26))
+    assert (status, refused["errors"][0]["code"]) == (422, "TooManyEvents")
+    assert [request.status for request in sandbox.requests] == [200, 207, 400, 401, 415, 422]
+    assert sandbox.count == 6
+
+
+async def test_only_the_endpoint_is_there(sandbox: Sandbox) -> None:
+    """As at Rokt."""
+    async with aiohttp.ClientSession() as session:
+        async with session.post(sandbox.url + "/more") as response:
+            assert response.status == 404
+        async with session.get(sandbox.url) as response:
+            assert response.status == 405
+
+
+async def test_its_record_has_every_request_and_every_verdict(sandbox: Sandbox) -> None:
+    """With what was accepted, in order, and never the credentials."""
+    await post(sandbox, body({"parentGuid": "one"}, {"parentGuid": "two", "eventType": "SignalNew"}))
+    await post(sandbox, b"not json")
+    first, second = sandbox.requests
+
+    assert [item["parentGuid"] for item in sandbox.events] == ["one"]
+    assert [item.is_accepted for item in first.events] == [True, False]
+    assert [problem.code for problem in first.events[1].errors] == ["InvalidEventType"]
+    assert (second.refusal and second.refusal.status, second.events, second.body) == (400, (), b"not json")
+    assert sandbox.credentials.secret not in repr(sandbox.requests)
+    assert str(first) == "#1  207  1/2 accepted  InvalidEventType"
+    assert str(second) == "#2  400  0/0 accepted  InvalidRequestPayload"
+
+
+async def test_what_a_fault_takes_is_on_record(sandbox: Sandbox) -> None:
+    """Whatever the client got to hear."""
+    sandbox.fail_next(503, "504-processed")
+    assert (await post(sandbox, body({})))[0] == 503
+    assert (await post(sandbox, body({})))[0] == 504
+
+    assert [len([item for item in request.events if item.is_accepted]) for request in sandbox.requests] == [
+        0,
+        1,
+    ]
+    assert str(sandbox.requests[0]) == "#1  503  0/1 accepted  fault: 503"
+
+
+async def test_a_history_can_be_bounded() -> None:
+    """For one that serves for long."""
+    async with Sandbox(history=2) as sandbox:
+        for _ in range(3):
+            await post(sandbox, body({}))
+
+        assert [request.number for request in sandbox.requests] == [2, 3]
+
+
+async def test_it_can_be_told_everything() -> None:
+    """Credentials, clock, echo form, and who is to hear of requests."""
+    heard: list[RecordedRequest] = []
+    credentials = Credentials(pub_id="rpub-own", secret="rsec-own", tag_id="7")
+    async with Sandbox(
+        credentials=credentials,
+        clock=lambda: datetime(2020, 1, 1, tzinfo=UTC),
+        echo=Echo.of("pascal-case"),
+        on_request=heard.append,
+    ) as sandbox:
+        status, answer = await post(sandbox, body({}))
+
+    assert status == 207
+    assert answer["UnprocessedEvents"][0]["Errors"][0]["Code"] == "SandboxEventTimeOutOfRange"
+    assert heard == sandbox.requests
+
+
+async def test_a_port_that_is_taken(sandbox: Sandbox) -> None:
+    """An OSError, and nothing is left behind."""
+    port = int(sandbox.url.split(":")[2].split("/")[0])
+    other = Sandbox(port=port)
+    with pytest.raises(OSError, match="address already in use"):
+        await other.start()
+    await other.aclose()
+
+    assert "stopped" in repr(other)
+    assert "serving" in repr(sandbox)
+
+
+async def test_it_stops_though_answers_are_owed() -> None:
+    """Silence, latency and drip do not hold it up."""
+    loop = asyncio.get_running_loop()
+    sandbox = Sandbox(
+        script=["silence", Fault(delay=1000.0), Fault(act=Act.DRIP, delay=1000.0)], latency=0.01
+    )
+    async with sandbox:
+        calls = [asyncio.create_task(post(sandbox, body({}))) for _ in range(3)]
+        await asyncio.sleep(1)
+        started = loop.time()
+    await asyncio.gather(*calls, return_exceptions=True)
+
+    assert loop.time() - started < 5
+
+
+async def test_a_client_that_leaves_in_the_middle_harms_nobody() -> None:
+    """Of a drip, or of an answer without end."""
+    async with Sandbox(script=[Fault(act=Act.DRIP, delay=0.1), "huge", None]) as sandbox:
+        async with aiohttp.ClientSession() as session:
+            for _ in range(2):
+                response = await session.post(sandbox.url, data=body({}), headers=headers(sandbox))
+                await response.content.readany()
+                response.close()
+                await asyncio.sleep(1)
+        status, _ = await post(sandbox, body({}))
+
+    assert status == 200
