@@ -37,8 +37,11 @@ except ImportError as error:  # pragma: no cover -- a test runs it in a process 
         f"rokt-events: the command line needs {error.name}: pip install 'rokt_events_async[cli]'"
     ) from None
 
-_SPREAD: Final = 6.0
-"""Seconds over which the demo's sessions begin."""
+_SESSIONS_A_SECOND: Final = 50
+"""How many of the demo's sessions begin each second."""
+
+_LONGEST: Final = 6.0
+"""Seconds within which all of them have begun."""
 
 _BAD_EVENTS: Final = 5
 """Events of the demo that the API will refuse."""
@@ -75,7 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the traffic and the bad luck.")
 def demo(sessions: int, seed: int) -> int:
     """Plays a shop's traffic against a sandbox with some bad luck, and checks both accounts."""
-    return asyncio.run(_demo(sessions, seed))
+    try:
+        return asyncio.run(_demo(sessions, seed))
+    except KeyboardInterrupt:
+        raise click.Abort from None
 
 
 @attrs.define
@@ -100,7 +106,7 @@ def claim_of(event: PartnerEvent, outcome: Receipt | DeliveryError) -> Claim:
 
 
 async def _demo(sessions: int, seed: int) -> int:
-    console = Console()
+    console = Console(soft_wrap=True)
     luck = random.Random(seed)  # noqa: S311 -- traffic, no secret
     tally = _Tally()
     started = time.monotonic()
@@ -110,7 +116,8 @@ async def _demo(sessions: int, seed: int) -> int:
     )
     async with sandbox, Emitter(sandbox.credentials, endpoint=sandbox.url) as emitter:
         plans = [list(_session(luck, is_bad=index < _BAD_EVENTS)) for index in range(sessions)]
-        shops = [_play(emitter, plan, luck.uniform(0, _SPREAD), tally) for plan in plans]
+        spread = min(sessions / _SESSIONS_A_SECOND, _LONGEST)
+        shops = [_play(emitter, plan, luck.uniform(0, spread), tally) for plan in plans]
         watch = asyncio.create_task(_watch(console, emitter, sum(map(len, plans))))
         try:
             await asyncio.gather(*shops)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import pickle
@@ -71,6 +72,7 @@ def _no_secret(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(RoktEventsError, "__new__", remember, raising=False)
     init = Emitter.__init__
 
+    @functools.wraps(init)
     def remember_emitter(self: Emitter, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
         made.append(repr(self))

@@ -104,7 +104,7 @@ def test_a_setting_error_is_a_value_error() -> None:
         ({"wait": (-1, 2)}, r"wait\[0\] must be a finite number >= 0, got -1"),
         ({"wait": (2, 1)}, r"wait\[1\] must be a finite number >= 2, got 1"),
         ({"retry_unconfirmed": 1}, "retry_unconfirmed must be True or False, got 1"),
-        ({"deadline": Decimal("1")}, "got Decimal"),
+        ({"deadline": Decimal(1)}, "got Decimal"),
     ],
 )
 def test_a_retry_policy_out_of_bounds(settings: dict[str, Any], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import ipaddress
 import random
 import socket
 import struct
@@ -125,7 +126,7 @@ class Sandbox:
             secret="rsec-sandbox",  # noqa: S106 -- it opens nothing but this
             tag_id="1234567890",
         )
-        self._host, self._port = host, port
+        self._host, self._port = _check_host(host), port
         self._echo = echo
         self._random = random.Random(seed)  # noqa: S311 -- bad luck, no secret
         self._plan = FaultPlan(
@@ -185,7 +186,8 @@ class Sandbox:
     @property
     def url(self) -> str:
         """The endpoint to hand to an `Emitter`."""
-        return f"http://{self._host}:{self._port}{PATH}"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self._port}{PATH}"
 
     # Its record.
 
@@ -295,6 +297,19 @@ class Sandbox:
             await response.write(answer.body[index : index + 1])
             await self._pause(fault.delay)
         return response
+
+
+def _check_host(host: str) -> str:
+    """A sandbox takes whatever it is given; nobody else is to reach it."""
+    if host == "localhost":
+        return host
+    try:
+        is_loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise ValueError(f"host must be a loopback address, got {host!r}")
+    return host
 
 
 def _record(judged: rules.Judged, fault: Fault) -> RecordedEvent:

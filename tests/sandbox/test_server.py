@@ -121,6 +121,25 @@ async def test_it_can_be_told_everything() -> None:
     assert heard == sandbox.requests
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.1", "example.com", "", "::"])
+def test_only_loopback(host: str) -> None:
+    """Nobody else is to reach it."""
+    with pytest.raises(ValueError, match="host must be a loopback address, got"):
+        Sandbox(host=host)
+
+
+@pytest.mark.parametrize("host", ["localhost", "::1", "127.0.0.2"])
+async def test_loopback_in_all_its_names(host: str) -> None:
+    """Version 6 too, where the machine has it."""
+    try:
+        async with Sandbox(host=host) as sandbox:
+            assert (await post(sandbox, body({})))[0] == 200
+    except OSError as error:
+        if host != "::1":
+            raise
+        pytest.skip(f"no IPv6 on this machine: {error}")
+
+
 async def test_a_port_that_is_taken(sandbox: Sandbox) -> None:
     """An OSError, and nothing is left behind."""
     port = int(sandbox.url.split(":")[2].split("/")[0])

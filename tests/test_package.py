@@ -1,0 +1,96 @@
+"""The package as it is published."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import rokt_events_async
+from rokt_events_async import RoktEventsError
+from tests.samples import event
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_top_level_is_the_public_face() -> None:
+    """What the design names, and nothing by accident."""
+    public = {
+        name
+        for name, value in vars(rokt_events_async).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+
+    assert public == set(rokt_events_async.__all__)
+
+
+def test_every_public_name_is_documented() -> None:
+    """With more than nothing."""
+    for name in rokt_events_async.__all__:
+        value = getattr(rokt_events_async, name)
+        if inspect.isclass(value) and value.__module__.startswith("rokt"):
+            assert value.__doc__, name
+
+
+def test_every_exception_is_the_librarys() -> None:
+    """One base class for all."""
+    errors = [
+        value
+        for value in vars(rokt_events_async).values()
+        if isinstance(value, type) and issubclass(value, Exception)
+    ]
+
+    assert len(errors) == 13
+    assert all(issubclass(error, RoktEventsError) for error in errors)
+
+
+def test_the_version_stands_in_one_place() -> None:
+    """`__init__` has it, the build reads it."""
+    assert importlib.metadata.version("rokt_events_async") == rokt_events_async.__version__
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "version" not in project
+
+
+def test_it_is_typed() -> None:
+    """The marker is there."""
+    assert (ROOT / "rokt_events_async" / "py.typed").exists()
+
+
+def test_importing_it_brings_neither_sandbox_nor_command_line() -> None:
+    """An application in production pays for neither."""
+    script = (
+        "import sys, rokt_events_async; "
+        "print([name for name in sys.modules if name.startswith(('rokt_events_async.sandbox', 'aiohttp.web', 'rich', 'click'))])"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert [name for name in eval(found.stdout) if not name.startswith("aiohttp.web")] == []
+
+
+@pytest.mark.parametrize("script", ["import rokt_events_async.cli"])
+def test_without_the_extra_the_command_line_says_what_it_needs(script: str) -> None:
+    """One line, and exit status 1."""
+    hide = "import sys; sys.modules['click'] = None; "
+    found = subprocess.run([sys.executable, "-c", hide + script], capture_output=True, text=True, check=False)
+
+    assert found.returncode == 1
+    assert found.stderr == "rokt-events: the command line needs click: pip install 'rokt_events_async[cli]'\n"
+
+
+def test_nothing_of_this_machine_is_committed() -> None:
+    """No lock file."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if tracked.returncode:
+        pytest.skip("not in a git checkout")
+
+    assert "uv.lock" not in tracked.stdout.split()
+
+
+def test_events_look_like_themselves() -> None:
+    """A repr that could be typed in again."""
+    assert repr(event()).startswith("PartnerEvent(event_type=<EventType.SIGNAL_VIEWED: 'SignalViewed'>")
