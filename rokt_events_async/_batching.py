@@ -232,9 +232,8 @@ class Batches(Generic[T]):
     def _forget_if_empty(self, session: Session[T]) -> None:
         if session.open or session.full or session.in_flight or session.is_ready:
             return
-        shard = self._shards[hash(session.id) % _SHARDS]
-        if shard.pop(session.id, None) is not None:
-            self.sessions -= 1
+        del self._shards[hash(session.id) % _SHARDS][session.id]
+        self.sessions -= 1
 
     def take_overdue(
         self, is_overdue: Callable[[T], bool], *, start: int, at_most: int

@@ -332,8 +332,7 @@ class FlushWorkers:
             reply = await self._transport.post(part.request)
         finally:
             self.in_flight -= 1
-        if isinstance(reply, Reply):
-            part.status = reply.status
+        part.status = reply.status if isinstance(reply, Reply) else part.status
         return reply
 
     # What a reply does to a part.

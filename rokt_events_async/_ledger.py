@@ -190,8 +190,8 @@ class Ledger:
         """Drops the oldest generations that are empty; the last one stays, it is being filled."""
         while len(self._generations) > 1 and not self._generations[0].pending:
             empty = self._generations.popleft().empty
-            if empty is not None and not empty.done():
-                empty.set_result(None)
+            assert empty is not None, "a flush ended this generation, and waits for it"
+            empty.set_result(None)
 
     # Closing.
 

@@ -176,9 +176,9 @@ async def _watch(console: Console, emitter: Emitter, total: int) -> None:
     """Shows how far it is: a bar on a terminal, a line every two seconds elsewhere."""
     if not console.is_terminal:
         while True:
-            await asyncio.sleep(2)
             stats = emitter.stats
             console.print(f"  {stats.accepted - stats.pending} of {total} events settled, {_in_short(stats)}")
+            await asyncio.sleep(2)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("", total=total)
@@ -206,8 +206,9 @@ def _print_account(console: Console, stats: EmitterStats, seconds: float) -> Non
 
 
 def _print_rejections(console: Console, tally: _Tally) -> None:
-    if tally.rejections:
-        console.print(f"\n{len(tally.rejections)} events rejected, for example:")
+    if not tally.rejections:
+        return
+    console.print(f"\n{len(tally.rejections)} events rejected, for example:")
     for error in tally.rejections[:_EXAMPLES]:
         reasons = "; ".join(map(str, error.errors))
         console.print(f"  {error.event.event_type} {error.event.parent_guid}: {reasons}", highlight=False)

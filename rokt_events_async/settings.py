@@ -26,21 +26,17 @@ MAX_BATCH_SIZE: Final = 25
 """Events a request may carry (specification, "NameValuePair", note)."""
 
 
-def check_number(
-    name: str, value: object, *, at_least: float, at_most: float = math.inf, above: bool = False
-) -> float:
+def check_number(name: str, value: object, *, at_least: float, above: bool = False) -> float:
     """The value as a float, or an error that says what would be right.
 
     Args:
         above: Whether the lower bound itself is excluded.
     """
     bounds = f"a finite number {'>' if above else '>='} {at_least:g}"
-    if math.isfinite(at_most):
-        bounds += f" and <= {at_most:g}"
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         _refuse(name, bounds, value)
     number = float(value)
-    if number < at_least or number > at_most or (above and number == at_least):
+    if number < at_least or (above and number == at_least):
         _refuse(name, bounds, value)
     return number
 

@@ -252,8 +252,8 @@ class BatchingMachine(RuleBasedStateMachine):
         assert len(known) <= self.batches.sessions <= 3
 
     def teardown(self) -> None:
-        for session in self.flying:
-            state = next(shard[session] for shard in self.batches._shards if session in shard)
+        for name in self.flying:
+            state = next(shard[name] for shard in self.batches._shards if name in shard)
             self.batches.release(state, now=self.now)
         self.batches.flush()
         while (taken := self.batches.take(now=self.now)) is not None:

@@ -22,8 +22,10 @@ from rokt_events_async import (
     Receipt,
     RetryPolicy,
 )
-from rokt_events_async.sandbox import Sandbox
-from tests.samples import Clock, event
+from rokt_events_async._answers import Reply
+from rokt_events_async._transport import Request
+from rokt_events_async.sandbox import Fault, Sandbox
+from tests.samples import CREDENTIALS, Clock, event
 
 
 def emitter_for(sandbox: Sandbox, **settings: Any) -> Emitter:
@@ -374,8 +376,6 @@ async def test_a_503_is_sent_again_after_one_to_two_seconds(sandbox: Sandbox) ->
 async def test_retry_after_is_a_minimum(sandbox: Sandbox) -> None:
     """The server asked for a longer rest than the policy's."""
     loop = asyncio.get_running_loop()
-    from rokt_events_async.sandbox import Fault
-
     sandbox.fail_next(Fault.answer(429, retry_after="17"))
     async with emitter_for(sandbox, flush_interval=0) as emitter:
         started = loop.time()
@@ -537,6 +537,42 @@ async def test_a_session_passed_in_is_used_and_left_open(sandbox: Sandbox) -> No
             with pytest.raises(Exception, match="its answer cannot be read"):
                 await emitter.deliver(event())
         assert not session.closed
+
+
+async def test_an_outage_of_the_network_is_no_loss(sandbox: Sandbox) -> None:
+    """Nobody listens at first: surely not sent, so sent again, and no possible duplicate."""
+    port = int(sandbox.url.split(":")[2].split("/")[0])
+    await sandbox.aclose()
+    async with emitter_for(sandbox, flush_interval=0) as emitter:
+        delivery = await emitter.track(event())
+        await asyncio.sleep(5)
+        assert emitter.stats.retries >= 2
+
+        async with Sandbox(port=port) as back:
+            receipt = await delivery
+            assert len(back.events) == 1
+    assert not receipt.maybe_duplicate
+    assert emitter.stats.possible_duplicates == 0
+
+
+async def test_a_transport_can_be_handed_in() -> None:
+    """As a deterministic world does; nothing else is opened."""
+
+    bodies: list[bytes] = []
+
+    class Recorder:
+        async def post(self, request: Request) -> Reply:
+            request.went_out = True
+            bodies.append(request.body)
+            return Reply(200, {}, b'{"processedEventsCount": 1}')
+
+        async def aclose(self) -> None:
+            pass
+
+    async with Emitter(CREDENTIALS, _transport=Recorder()) as emitter:
+        await emitter.deliver(event())
+
+    assert len(bodies) == 1
 
 
 async def test_two_emitters_do_not_know_of_each_other(sandbox: Sandbox) -> None:

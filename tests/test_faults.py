@@ -143,7 +143,7 @@ async def test_a_lost_answer_is_not_sent_again_when_told_so(name: str) -> None:
 
 
 async def test_a_504_is_sent_again_all_the_same() -> None:
-    """The specification asks for it: `retry_unconfirmed` speaks of lost answers, and this is one that came."""
+    """The specification asks for it: `retry_unconfirmed` speaks of lost answers, and this one came."""
     async with Sandbox(script=[504]) as sandbox:
         async with Emitter(
             sandbox.credentials, endpoint=sandbox.url, retry=RetryPolicy(retry_unconfirmed=False)

@@ -200,7 +200,7 @@ async def test_a_session_of_another_loop_is_refused(sandbox: Sandbox) -> None:
 
 
 def test_after_a_fork() -> None:
-    """A started emitter refuses to work in the child; the parent does not notice. One not started works in both."""
+    """Started before, it refuses to work in the child, unnoticed by the parent; started after, it works."""
     status, out, err = run_script(
         """
         import asyncio, os
@@ -259,7 +259,8 @@ def test_a_loop_closed_without_close() -> None:
         from rokt_events_async import Credentials, Emitter, PartnerEvent
 
         async def main():
-            emitter = Emitter(Credentials("rpub", "rsec-hidden", "1"), endpoint="http://127.0.0.1:9/", flush_interval=60)
+            credentials = Credentials("rpub", "rsec-hidden", "1")
+            emitter = Emitter(credentials, endpoint="http://127.0.0.1:9/", flush_interval=60)
             await emitter.start()
             await emitter.track(PartnerEvent.viewed(session_id="s", parent_guid="p", client_unique_id="c"))
             return emitter

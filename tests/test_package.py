@@ -65,11 +65,11 @@ def test_importing_it_brings_neither_sandbox_nor_command_line() -> None:
     """An application in production pays for neither."""
     script = (
         "import sys, rokt_events_async; "
-        "print([name for name in sys.modules if name.startswith(('rokt_events_async.sandbox', 'aiohttp.web', 'rich', 'click'))])"
+        "print([name for name in ('rokt_events_async.sandbox', 'rich', 'click') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
-    assert [name for name in eval(found.stdout) if not name.startswith("aiohttp.web")] == []
+    assert found.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("script", ["import rokt_events_async.cli"])

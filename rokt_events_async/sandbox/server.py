@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import ipaddress
 import random
@@ -371,29 +372,28 @@ async def _prepare(request: web.Request, answer: Answer) -> web.StreamResponse:
 async def _cut(request: web.Request, answer: Answer) -> web.StreamResponse:
     response = await _prepare(request, answer)
     await response.write(answer.body[: len(answer.body) // 2])
-    if request.transport is not None:
-        request.transport.close()
+    _hang_up(request)
     return response
 
 
 async def _flood(request: web.Request, answer: Answer) -> web.StreamResponse:
     response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
     await response.prepare(request)
-    for _ in range(_HUGE_MIB):
-        if _is_gone(request):
-            break
-        try:
+    with contextlib.suppress(ConnectionError):  # The client has had enough, as it should.
+        for _ in range(_HUGE_MIB):
             await response.write(b" " * _MIB)
-        except ConnectionError:  # The client has had enough, as it should.
-            break
     return response
 
 
 def _garble(request: web.Request) -> web.Response:
-    if request.transport is not None:
-        request.transport.write(b"\x16\x03\x01 this is no HTTP\r\n\r\n")
-        request.transport.close()
+    _hang_up(request, b"\x16\x03\x01 this is no HTTP\r\n\r\n")
     return web.Response()
+
+
+def _hang_up(request: web.Request, last_words: bytes = b"") -> None:
+    if request.transport is not None:
+        request.transport.write(last_words)
+        request.transport.close()
 
 
 def _is_gone(request: web.Request) -> bool:

@@ -161,7 +161,7 @@ def test_refusals_in_other_forms() -> None:
 
 def test_a_form_that_is_none() -> None:
     """The error lists those that are."""
-    with pytest.raises(ValueError, match="echo must be one of default, .*, got 'loud'"):
+    with pytest.raises(ValueError, match=r"echo must be one of default, .*, got 'loud'"):
         Echo.of("loud")
     assert Echo.of("default") == Echo()
     assert Echo.of(*ECHO_FORMS).shuffle

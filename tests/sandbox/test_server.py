@@ -167,6 +167,30 @@ async def test_it_stops_though_answers_are_owed() -> None:
     assert loop.time() - started < 5
 
 
+async def test_a_drip_and_a_flood_have_an_end(sandbox: Sandbox) -> None:
+    """For a client that is patient."""
+    sandbox.fail_next(Fault(act=Act.DRIP, delay=0.001), "huge")
+    status, answer = await post(sandbox, body({}))
+    assert (status, answer["processedEventsCount"]) == (200, 1)
+
+    async with aiohttp.ClientSession() as session:
+        async with session.post(sandbox.url, data=body({}), headers=headers(sandbox)) as response:
+            assert sum([len(chunk) async for chunk in response.content.iter_any()]) == 64 * 1024 * 1024
+
+
+@pytest.mark.parametrize("act", [Act.GARBAGE, Act.CUT, Act.HUGE, Act.RESET_AFTER, Act.SILENCE])
+async def test_a_client_that_leaves_before_the_answer(act: Act) -> None:
+    """There is nobody left to be harmed."""
+    async with Sandbox(script=[Fault(act=act, delay=1.0)], latency=1.0) as sandbox:
+        call = asyncio.create_task(post(sandbox, body({})))
+        await asyncio.sleep(0.5)
+        call.cancel()
+        await asyncio.sleep(3)
+        status, _ = await post(sandbox, body({}))
+
+    assert status == 200
+
+
 async def test_a_client_that_leaves_in_the_middle_harms_nobody() -> None:
     """Of a drip, or of an answer without end."""
     async with Sandbox(script=[Fault(act=Act.DRIP, delay=0.1), "huge", None]) as sandbox:
