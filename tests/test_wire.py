@@ -144,8 +144,8 @@ def test_dictionaries_that_are_no_event(data: Any, expected: list[str]) -> None:
     ("body", "errors"),
     [
         (
-            b"""{"title": "Validation failed", "status": 422, "success": false,
-            "errors": [{"code": "TooManyEvents", "message": "The number of events provided exceeds the limit 25"}]}""",
+            b'{"title": "Validation failed", "status": 422, "success": false, '
+            + b'"errors": [{"code": "TooManyEvents", "message": "The number of events provided exceeds the limit 25"}]}',
             (ApiError("TooManyEvents", "The number of events provided exceeds the limit 25"),),
         ),
         (b'{"ERRORS":[{"Code":"A","Message":"b"},{"code":5},7]}', (ApiError("A", "b"), ApiError(None, ""))),
