@@ -26,6 +26,9 @@ EXAMPLE: dict[str, Any] = {
 }
 """The first event of the specification's request example."""
 
+TOO_MANY = {"code": "TooManyEvents", "message": "The number of events provided exceeds the limit 25"}
+"""The error of the specification's 422 example."""
+
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
 
@@ -144,8 +147,7 @@ def test_dictionaries_that_are_no_event(data: Any, expected: list[str]) -> None:
     ("body", "errors"),
     [
         (
-            b'{"title": "Validation failed", "status": 422, "success": false, '
-            + b'"errors": [{"code": "TooManyEvents", "message": "The number of events provided exceeds the limit 25"}]}',
+            json.dumps({"title": "Validation failed", "status": 422, "errors": [TOO_MANY]}).encode(),
             (ApiError("TooManyEvents", "The number of events provided exceeds the limit 25"),),
         ),
         (b'{"ERRORS":[{"Code":"A","Message":"b"},{"code":5},7]}', (ApiError("A", "b"), ApiError(None, ""))),
