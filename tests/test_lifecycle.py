@@ -385,19 +385,19 @@ async def test_an_emitter_that_was_never_made_can_be_collected() -> None:
     gc.collect()
 
 
-async def test_a_task_factory_that_is_eager(sandbox: Sandbox) -> None:
-    """A worker never runs inside of `track`."""
-    if sys.version_info < (3, 12):
-        pytest.skip("eager tasks came with Python 3.12")
-    loop = asyncio.get_running_loop()
-    loop.set_task_factory(asyncio.eager_task_factory)
-    try:
-        async with emitter_for(sandbox, flush_interval=0, max_batch_size=1) as emitter:
-            deliveries = [await emitter.track(event(f"session-{index}")) for index in range(100)]
-            assert not any(delivery.done() for delivery in deliveries)
-            await asyncio.gather(*deliveries)
-    finally:
-        loop.set_task_factory(None)
+if sys.version_info >= (3, 12):  # which brought eager tasks
+
+    async def test_a_task_factory_that_is_eager(sandbox: Sandbox) -> None:
+        """A worker never runs inside of `track`."""
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(asyncio.eager_task_factory)
+        try:
+            async with emitter_for(sandbox, flush_interval=0, max_batch_size=1) as emitter:
+                deliveries = [await emitter.track(event(f"session-{index}")) for index in range(100)]
+                assert not any(delivery.done() for delivery in deliveries)
+                await asyncio.gather(*deliveries)
+        finally:
+            loop.set_task_factory(None)
 
 
 async def test_workers_do_not_inherit_a_callers_context(sandbox: Sandbox) -> None:

@@ -13,7 +13,7 @@ import pytest
 from rokt_events_async import Credentials
 from rokt_events_async.sandbox import Echo, Fault, RecordedRequest, Sandbox
 from rokt_events_async.sandbox.faults import Act
-from tests.samples import event
+from tests.samples import event, missing
 
 
 def headers(sandbox: Sandbox) -> dict[str, str]:
@@ -137,7 +137,7 @@ async def test_loopback_in_all_its_names(host: str) -> None:
     except OSError as error:
         if host != "::1":
             raise
-        pytest.skip(f"no IPv6 on this machine: {error}")
+        missing(f"no IPv6 on this machine: {error}")
 
 
 async def test_a_port_that_is_taken(sandbox: Sandbox) -> None:
