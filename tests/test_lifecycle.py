@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import signal
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from rokt_events_async import (
     Receipt,
     WrongContextError,
 )
+from rokt_events_async import emitter as emitter_module
 from rokt_events_async.sandbox import Sandbox
 from tests.samples import CREDENTIALS, event
 
@@ -371,17 +371,20 @@ async def test_an_emitter_left_open_warns() -> None:
 async def test_an_emitter_in_a_child_warns_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the parent's to close."""
     async with Emitter(CREDENTIALS) as emitter:
-        monkeypatch.setattr(os, "getpid", lambda: -1)
-        emitter.__del__()
-        with pytest.raises(WrongContextError, match="this is process -1: construct it before a fork"):
-            await emitter.track(event())
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(emitter_module, "_this_process", emitter_module._this_process)
+            emitter_module._after_fork()
+            emitter.__del__()
+            with pytest.raises(WrongContextError, match="construct it before a fork, and start it in each"):
+                await emitter.track(event())
 
 
 async def test_an_emitter_that_was_never_made_can_be_collected() -> None:
     """A constructor that raises leaves nothing to warn of."""
     with pytest.raises(InvalidSettingError):
         Emitter(Credentials("a", "rsec-b", "c"), max_pending=0)
+    with pytest.raises(TypeError, match="max_peding"):
+        Emitter(CREDENTIALS, max_peding=1)  # type: ignore[call-arg]
     gc.collect()
 
 
