@@ -90,7 +90,7 @@ def _unlink(link: _Link) -> None:
 class Session(_Link, Generic[T]):
     """A session that has events waiting or in flight. To its users it is the handle of what they took."""
 
-    __slots__ = ("due_at", "full", "id", "in_flight", "is_due", "open", "ready_at")
+    __slots__ = ("due_at", "full", "id", "in_flight", "is_due", "is_ready", "open", "ready_at")
 
     def __init__(self, session_id: str) -> None:
         self.before = self.after = _NOWHERE
@@ -99,13 +99,9 @@ class Session(_Link, Generic[T]):
         self.full: deque[list[T]] | None = None
         self.due_at = math.inf
         self.ready_at = math.inf
+        self.is_ready = False
         self.is_due = False
         self.in_flight = False
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether it stands in the ready queue."""
-        return self.ready_at != math.inf
 
 
 class Batches(Generic[T]):
@@ -154,7 +150,7 @@ class Batches(Generic[T]):
     def _make_ready(self, session: Session[T], *, now: float) -> bool:
         if session.in_flight or session.is_ready:
             return False
-        session.ready_at = now
+        session.is_ready, session.ready_at = True, now
         self._ready.append(session)
         return True
 
@@ -196,7 +192,7 @@ class Batches(Generic[T]):
             return None
         if since == ready_since:
             session = self._ready.popleft()
-            session.ready_at = math.inf
+            session.is_ready = False
             return session
         ring = self._flushed if since == flushed_since else self._opening
         return self._pop_due(ring)
@@ -249,30 +245,28 @@ class Batches(Generic[T]):
         overdue: list[T] = []
         for ring in (self._flushed, self._opening):
             while isinstance(head := ring.after, Session) and len(overdue) < at_most:
-                found = self.drop_overdue(head, is_overdue)
+                found = self.drop_overdue(head, is_overdue, at_most=at_most - len(overdue))
                 overdue += found
                 if not found or head is ring.after:
                     break
         looked_at = list(islice(self._ready, start, start + at_most))
         for session in looked_at:
-            overdue += self.drop_overdue(session, is_overdue)
+            overdue += self.drop_overdue(session, is_overdue, at_most=at_most)
         return overdue, start + at_most if len(looked_at) == at_most else 0
 
-    def drop_overdue(self, session: Session[T], is_overdue: Callable[[T], bool]) -> list[T]:
-        """Takes what has waited too long out of one session, from the front."""
+    def drop_overdue(self, session: Session[T], is_overdue: Callable[[T], bool], *, at_most: int) -> list[T]:
+        """Takes what has waited too long out of one session, from the front, about `at_most` items."""
         overdue: list[T] = []
-        while session.full:
+        while session.full and len(overdue) < at_most:
             batch = session.full[0]
-            count = _count_overdue(batch, is_overdue)
-            overdue += batch[:count]
-            del batch[:count]
+            overdue += _drop_front(batch, is_overdue)
             if batch:
                 return overdue
             session.full.popleft()
+        if session.full:
+            return overdue
         session.full = None
-        count = _count_overdue(session.open, is_overdue)
-        overdue += session.open[:count]
-        del session.open[:count]
+        overdue += _drop_front(session.open, is_overdue)
         if not session.open:
             _unlink(session)
             session.is_due = False
@@ -280,8 +274,10 @@ class Batches(Generic[T]):
         return overdue
 
 
-def _count_overdue(batch: list[T], is_overdue: Callable[[T], bool]) -> int:
+def _drop_front(batch: list[T], is_overdue: Callable[[T], bool]) -> list[T]:
     count = 0
     while count < len(batch) and is_overdue(batch[count]):
         count += 1
-    return count
+    dropped = batch[:count]
+    del batch[:count]
+    return dropped

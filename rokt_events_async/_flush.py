@@ -27,6 +27,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import traceback
 from collections.abc import Callable, Iterable
 from contextvars import Context
 from datetime import datetime
@@ -53,7 +54,10 @@ from rokt_events_async.settings import Credentials, RetryPolicy
 _log: Final = logging.getLogger("rokt_events_async")
 
 _MAX_REFUSALS: Final = 16
-"""Whole-request refusals in a row after which requests are no longer halved, until the next 2xx."""
+"""Refusals in a row after which requests are no longer halved, until the next 2xx.
+
+Those of single events do not count: that they were refused says nothing about the others.
+"""
 
 _SLICE: Final = 500
 """Events or sessions handled between two turns of the loop when many are to be given up."""
@@ -122,7 +126,7 @@ class FlushWorkers:
         self._credentials = credentials
         self._policy = policy
         self._max_concurrency = max_concurrency
-        self._sweep_interval = min(1.0, request_timeout / 2)
+        self._sweep_interval = min(1.0, max(0.05, request_timeout / 2))
         self._clock = clock
         self._random = random
         self._loop = loop
@@ -141,6 +145,8 @@ class FlushWorkers:
 
     def start_one(self) -> None:
         """Starts a worker, unless enough are running: something is due."""
+        if self._is_stopping:
+            return
         if len(self._workers) >= self._max_concurrency:
             self._arm_sweep()
             return
@@ -151,17 +157,28 @@ class FlushWorkers:
         self._workers.add(task)
         task.add_done_callback(self._on_worker_done)
 
+    @property
+    def is_armed(self) -> bool:
+        """Whether somebody wakes for the oldest batch; the one that was opened last is not older."""
+        return self._wake_timer is not None
+
     def arm(self) -> None:
         """Sees to it that somebody wakes when the next batch falls due."""
+        if self._is_stopping:
+            return
         if len(self._workers) >= self._max_concurrency:
             self._arm_sweep()
             return
-        if self._wake_timer is not None:
-            return
         due_at = self._batches.next_due()
         if due_at is not None:
-            when = max(due_at, self._loop.time())
-            self._wake_timer = self._loop.call_at(when, self._on_due, context=self._context)
+            self._wake_at(max(due_at, self._loop.time()))
+
+    def _wake_at(self, when: float) -> None:
+        if self._wake_timer is not None:
+            if self._wake_timer.when() <= when:
+                return
+            self._wake_timer.cancel()
+        self._wake_timer = self._loop.call_at(when, self._on_due, context=self._context)
 
     def _on_due(self) -> None:
         self._wake_timer = None
@@ -172,11 +189,14 @@ class FlushWorkers:
         if not self._workers and self._sweep_timer is not None:
             self._sweep_timer.cancel()
             self._sweep_timer = None
-        if self._is_stopping or self._wake_timer is not None:
+        fault = None if task.cancelled() else task.exception()
+        if fault is not None:
+            _log_fault(fault)
+        if self._is_stopping:
             return
-        if task.cancelled() or task.exception() is not None:
+        if task.cancelled() or fault is not None:
             # From outside, perhaps at the loop's end, or by a fault: nothing new right now.
-            self._wake_timer = self._loop.call_later(_RESTART, self._on_due, context=self._context)
+            self._wake_at(self._loop.time() + _RESTART)
         else:
             self.arm()
 
@@ -210,7 +230,7 @@ class FlushWorkers:
         while handled < _SLICE and (taken := self._batches.take(now=math.inf)) is not None:
             session, deliveries = taken
             self.abandon(deliveries, "the emitter was closed")
-            self._batches.release(session, now=math.inf)
+            self._batches.release(session, now=self._loop.time())
             handled += len(deliveries)
         return handled > 0
 
@@ -223,10 +243,9 @@ class FlushWorkers:
 
     def _arm_sweep(self) -> None:
         if self._sweep_timer is None:
-            self._sweep_later(0)
+            self._sweep_after(self._sweep_interval, 0)
 
-    def _sweep_later(self, start: int) -> None:
-        wait = self._sweep_interval if start == 0 else 0
+    def _sweep_after(self, wait: float, start: int) -> None:
         self._sweep_timer = self._loop.call_later(wait, self._sweep, start, context=self._context)
 
     def _sweep(self, start: int) -> None:
@@ -234,7 +253,8 @@ class FlushWorkers:
         overdue, start = self._batches.take_overdue(is_overdue, start=start, at_most=_SLICE)
         self._give_up_overdue(overdue)
         if len(self._workers) >= self._max_concurrency:
-            self._sweep_later(start)
+            is_done = start == 0 and len(overdue) < _SLICE
+            self._sweep_after(self._sweep_interval if is_done else 0, start)
         else:
             self._sweep_timer = None
 
@@ -248,18 +268,32 @@ class FlushWorkers:
     # One worker.
 
     async def _work(self) -> None:
+        unsent = 0
         while (taken := self._batches.take(now=self._loop.time())) is not None:
-            if (due_at := self._batches.next_due()) is not None and due_at <= self._loop.time():
-                self.start_one()
+            self._see_to_next()
             session, deliveries = taken
+            requests = self.requests
             try:
                 await self._carry(deliveries)
             finally:
                 self._release(session)
+            unsent = unsent + len(deliveries) if self.requests == requests else 0
+            if unsent >= _SLICE:  # All of them overdue or expired: nothing has let the loop turn.
+                unsent = 0
+                await asyncio.sleep(0)
+
+    def _see_to_next(self) -> None:
+        """Somebody else is to take what is due next, for this worker is busy from now on."""
+        due_at = self._batches.next_due()
+        if due_at is not None and due_at <= self._loop.time():
+            self.start_one()
+        else:
+            self.arm()
 
     def _release(self, session: Session[Delivery]) -> None:
         now = self._loop.time()
-        self._give_up_overdue(self._batches.drop_overdue(session, self._overdue_by(now)))
+        overdue = self._batches.drop_overdue(session, self._overdue_by(now), at_most=_SLICE)
+        self._give_up_overdue(overdue)
         self._batches.release(session, now=now)
 
     async def _carry(self, deliveries: list[Delivery]) -> None:
@@ -270,8 +304,8 @@ class FlushWorkers:
                 halves = await self._carry_part(parts[-1])
                 parts.pop()
                 parts.extend(reversed(halves))
-        except Exception:  # noqa: BLE001 -- whatever the fault, its events are to be settled
-            _log.exception("a flush worker died of a fault in the library; its events have been settled")
+        except Exception as fault:  # noqa: BLE001 -- whatever the fault, its events are to be settled
+            _log_fault(fault)
             self._interrupt(parts, "a fault in the library, see the log")
         except BaseException:  # Cancelled; or an exit, which is to end the program.
             self._interrupt(parts, "the emitter was closed")
@@ -354,7 +388,7 @@ class FlushWorkers:
                 part.is_lost = True
                 return self._again(part, f"HTTP {reply.status}", reply)
             case _:
-                reasons = _in_words(_wire.read_errors(reply.body))
+                reasons = _in_words(self._read_errors(reply))
                 self._give_up(part, part.deliveries, f"HTTP {reply.status}{reasons}")
                 return None
 
@@ -391,7 +425,7 @@ class FlushWorkers:
                 receipt = Receipt(delivery.event, part.attempts, part.is_lost)
                 self._ledger.settle(delivery, receipt)
             elif isinstance(verdict, Rejected):
-                self._reject(part, delivery, verdict.errors)
+                self._reject(part, delivery, self._without_secret(verdict.errors))
             else:
                 what = "its answer cannot be read" if reply.body is None else "its answer does not tell"
                 self._end(part, delivery, DeliveryUnconfirmedError, f"HTTP {reply.status}, {what}")
@@ -399,10 +433,11 @@ class FlushWorkers:
     def _on_refused(self, part: _Part, reply: Reply) -> tuple[_Part, ...]:
         """One event may have spoilt the request for all: it is looked for by halving."""
         part.request = None
-        self._refusals += 1
-        if len(part.deliveries) > 1 and self._refusals <= _MAX_REFUSALS:
-            return part.halves()
-        errors = _wire.read_errors(reply.body)
+        if len(part.deliveries) > 1:
+            self._refusals += 1
+            if self._refusals <= _MAX_REFUSALS:
+                return part.halves()
+        errors = self._read_errors(reply)
         for delivery in part.deliveries:
             self._reject(part, delivery, errors)
         return ()
@@ -411,7 +446,7 @@ class FlushWorkers:
         credentials = self._credentials
         reason = (
             f"HTTP {reply.status}: Rokt refused the credentials of pub_id {credentials.pub_id!r} "
-            f"with tag_id {credentials.tag_id!r}{_in_words(_wire.read_errors(reply.body))}"
+            f"with tag_id {credentials.tag_id!r}{_in_words(self._read_errors(reply))}"
         )
         if not self._has_warned_of_credentials:
             self._has_warned_of_credentials = True
@@ -419,6 +454,20 @@ class FlushWorkers:
         error = DeliveryUnconfirmedError if part.is_lost else CredentialsRefusedError
         for delivery in part.deliveries:
             self._end(part, delivery, error, reason)
+
+    def _read_errors(self, reply: Reply) -> tuple[ApiError, ...]:
+        return self._without_secret(_wire.read_errors(reply.body))
+
+    def _without_secret(self, errors: tuple[ApiError, ...]) -> tuple[ApiError, ...]:
+        """What a server says of a request may repeat its headers; the secret goes no further."""
+        secret = self._credentials.secret
+        return tuple(
+            ApiError(
+                error.code and error.code.replace(secret, "<hidden>"),
+                error.message.replace(secret, "<hidden>"),
+            )
+            for error in errors
+        )
 
     def _give_up(self, part: _Part, deliveries: Iterable[Delivery], reason: str) -> None:
         error = DeliveryUnconfirmedError if part.is_lost else DeliveryFailedError
@@ -458,6 +507,14 @@ _LEADS: Final[dict[type[DeliveryError], str]] = {
     CredentialsRefusedError: "not delivered, never accepted",
     DeliveryUnconfirmedError: "unconfirmed, perhaps accepted",
 }
+
+
+def _log_fault(fault: BaseException) -> None:
+    """Where it happened and what it is, but not its text: that may be anybody's, headers included."""
+    where = "".join(traceback.format_tb(fault.__traceback__))
+    _log.error(
+        "a flush worker died of a fault, its events have been settled: %s\n%s", type(fault).__name__, where
+    )
 
 
 def _time(delivery: Delivery) -> datetime:

@@ -90,6 +90,7 @@ class Ledger:
         """
         room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._line.append((size, room))
+        self._grant()  # There may be room: who was granted some before holds up newcomers till it is used.
         try:
             await room
         except asyncio.CancelledError:

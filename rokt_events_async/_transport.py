@@ -11,7 +11,7 @@ wrong is a `NoReply`, and whether the request had gone out stands in `Request.we
 from __future__ import annotations
 
 import asyncio
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import aiohttp
 from aiohttp import hdrs, payload
@@ -41,6 +41,12 @@ class Request(payload.Payload):
         super().__init__(body, content_type="application/json")
         self._size = len(body)
         self.went_out = False
+        self._transport: asyncio.Transport | None = None
+
+    def hang_up(self) -> None:
+        """Drops the connection at once, with what the peer has not read; `close` would wait for that."""
+        if self._transport is not None:
+            self._transport.abort()
 
     @property
     def body(self) -> bytes:
@@ -51,8 +57,20 @@ class Request(payload.Payload):
         return self._value.decode(encoding, errors)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        transport: asyncio.Transport | None = getattr(writer, "transport", None)
-        self.went_out = transport is not None and not transport.is_closing()
+        """Hands the body to the connection, and notes it.
+
+        Not to one on which something lies already: an answer that is there before its request is the
+        late end of something else, and would be taken for the answer to this.
+
+        Raises:
+            aiohttp.ClientConnectionResetError: The connection is not fit for use.
+        """
+        protocol: Any = writer.protocol  # type: ignore[attr-defined]  # aiohttp's writer has one
+        transport: asyncio.Transport | None = protocol.transport
+        if transport is None or transport.is_closing() or protocol.should_close:
+            raise aiohttp.ClientConnectionResetError("found closed, or with an answer to something else")
+        self._transport = transport
+        self.went_out = True
         await writer.write(self._value)
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
@@ -104,19 +122,20 @@ class HttpTransport:
 
     async def post(self, request: Request) -> Reply | NoReply:
         """Sends the body, once. A connection found closed before anything was written does not count."""
-        reply = await self._try(request)
-        for _ in range(_FRESH_CONNECTIONS):
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        for _ in range(1 + _FRESH_CONNECTIONS):
+            reply = await self._try(request, deadline)
             if reply is not None:
-                break
-            reply = await self._try(request)
-        return reply or NoReply("every connection was found closed")
+                return reply
+        return NoReply("every connection was found closed")
 
-    async def _try(self, request: Request) -> Reply | NoReply | None:
+    async def _try(self, request: Request, deadline: float) -> Reply | NoReply | None:
         """One exchange; `None` if the connection was found closed before anything was written."""
         response: aiohttp.ClientResponse | None = None
-        reason: str | None
+        body: bytes | None = None
+        reason: str | None = None
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout_at(deadline):
                 response = await self._session.post(
                     self._endpoint,
                     data=request,
@@ -128,7 +147,6 @@ class HttpTransport:
                     middlewares=(),
                 )
                 body = await _read(response)
-                return Reply(response.status, response.headers, body)
         except TimeoutError:  # Before OSError, of which it is one.
             reason = f"no answer within {self._timeout:g} s"
         except (aiohttp.ClientError, OSError) as error:
@@ -140,9 +158,11 @@ class HttpTransport:
         finally:
             if response is not None:
                 response.release()
+            if body is None:
+                request.hang_up()
         # Outside of the handlers, or the exception would stay in the context of what is raised later.
-        if response is not None:
-            return Reply(response.status, response.headers, None)
+        if response is not None and request.went_out:
+            return Reply(response.status, response.headers, body)
         return NoReply(reason) if reason else None
 
     async def aclose(self) -> None:

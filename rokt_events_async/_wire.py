@@ -246,7 +246,7 @@ def _read_unprocessed(data: Any) -> Unprocessed:
 def _read_errors(data: Any) -> tuple[ApiError, ...]:
     if isinstance(data, dict):  # A problem document: field and list of messages.
         return tuple(
-            ApiError(str(field), str(message))
+            ApiError(field, message if isinstance(message, str) else "")
             for field, messages in data.items()
             for message in (messages if isinstance(messages, list) else [messages])
         )

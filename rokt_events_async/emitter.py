@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import logging
 import os
 import random
 import sys
@@ -52,6 +53,8 @@ from rokt_events_async.settings import (
 )
 
 WhenFull = Literal["wait", "raise", "drop"]
+
+_log: Final = logging.getLogger("rokt_events_async")
 
 _MAX_CONCURRENCY: Final = 1024
 _MIB: Final = 1024 * 1024
@@ -139,6 +142,11 @@ class Emitter:
         self._when_full = check_choice("when_full", when_full, ("wait", "raise", "drop"))
         _check_instance("retry", retry, RetryPolicy)
         self._retry = retry
+        if interval >= retry.deadline:
+            raise InvalidSettingError(
+                f"flush_interval must be shorter than the retry deadline of {retry.deadline:g} s, "
+                f"or events are given up before they are sent, got {flush_interval!r}"
+            )
         self._request_timeout = check_number("request_timeout", request_timeout, at_least=0, above=True)
         self._close_timeout = check_number("close_timeout", close_timeout, at_least=0)
         self._session = _check_session(session)
@@ -153,7 +161,7 @@ class Emitter:
         self._workers: FlushWorkers | None = None
         self._drain: asyncio.Task[DrainReport] | None = None
         self._close_waiters = 0
-        self._hurry: asyncio.Event | None = None
+        self._hurry = asyncio.Event()
 
     # Lifecycle.
 
@@ -237,37 +245,58 @@ class Emitter:
         if self._state == "closed" and self._drain is None:
             return DrainReport()
         workers = self._check_context()
-        if self._drain is None or self._hurry is None:
+        if self._drain is None:
             self._state = "closing"
             self._ledger.close()
-            self._hurry = asyncio.Event()
-            self._drain = asyncio.create_task(
-                self._run_drain(workers, self._hurry, seconds), name="rokt-events-drain"
-            )
+            self._start_drain(workers, seconds)
         self._close_waiters += 1
         try:
-            return await asyncio.shield(self._drain)
+            return await self._drained(workers)
         except asyncio.CancelledError:
-            if self._close_waiters == 1 and not self._drain.done():
+            if self._close_waiters == 1:
                 self._hurry.set()
-                await asyncio.wait([self._drain])
+                while self._state != "closed":
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await self._drained(workers)
             raise
         finally:
             self._close_waiters -= 1
 
-    async def _run_drain(self, workers: FlushWorkers, hurry: asyncio.Event, seconds: float) -> DrainReport:
+    def _start_drain(self, workers: FlushWorkers, seconds: float) -> None:
+        self._drain = asyncio.Task(self._run_drain(workers, seconds), name="rokt-events-drain")
+
+    async def _drained(self, workers: FlushWorkers) -> DrainReport:
+        """Waits for the drain; one that was cancelled before it could run is begun anew, in a hurry."""
+        while True:
+            drain = self._drain
+            assert drain is not None
+            await asyncio.wait([drain])  # Which leaves it alone when this is cancelled.
+            if not drain.cancelled():
+                return drain.result()
+            if drain is self._drain:
+                self._start_drain(workers, 0)
+
+    async def _run_drain(self, workers: FlushWorkers, seconds: float) -> DrainReport:
         """Waits until all is settled, the deadline, or somebody's hurry; then settles the rest."""
         settled = asyncio.ensure_future(self._flush(workers))
-        hurried = asyncio.ensure_future(hurry.wait())
+        hurried = asyncio.ensure_future(self._hurry.wait())
         with contextlib.suppress(asyncio.CancelledError):  # At the loop's end for one: it is now.
             await asyncio.wait((settled, hurried), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         settled.cancel()
         hurried.cancel()
         await workers.stop()
-        assert self._transport is not None
-        await self._transport.aclose()
+        await self._close_transport()
         self._state = "closed"
         return self._ledger.report()
+
+    async def _close_transport(self) -> None:
+        assert self._transport is not None
+        try:
+            await self._transport.aclose()
+        except asyncio.CancelledError:
+            pass  # Everything is settled; what is left is between the connections and the loop.
+        except Exception as error:  # noqa: BLE001 -- nothing about the events depends on it
+            _log.error("the connections could not be closed: %s", type(error).__name__)
 
     # Events.
 
@@ -369,7 +398,7 @@ class Emitter:
     def _enqueue(self, workers: FlushWorkers, delivery: Delivery) -> None:
         if self._batches.add(delivery.event.session_id, delivery, now=delivery.accepted_at):
             workers.start_one()
-        else:
+        elif not workers.is_armed:
             workers.arm()
 
     def _drop(self, delivery: Delivery) -> None:

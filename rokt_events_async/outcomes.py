@@ -52,10 +52,17 @@ class Delivery(asyncio.Future[Receipt]):
         self.generation: Any = None
 
     def settle(self, outcome: Receipt | DeliveryError) -> None:
-        """Tells the caller, unless the caller has detached."""
+        """Tells the caller, unless the caller has detached or its loop is gone."""
         self.wire = b""
         if self.done():
             return
+        try:
+            self._tell(outcome)
+        except RuntimeError:
+            if not self.get_loop().is_closed():
+                raise
+
+    def _tell(self, outcome: Receipt | DeliveryError) -> None:
         if isinstance(outcome, Receipt):
             self.set_result(outcome)
         else:

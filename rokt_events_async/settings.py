@@ -33,10 +33,13 @@ def check_number(name: str, value: object, *, at_least: float, above: bool = Fal
         above: Whether the lower bound itself is excluded.
     """
     bounds = f"a finite number {'>' if above else '>='} {at_least:g}"
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real):
         _refuse(name, bounds, value)
-    number = float(value)
-    if number < at_least or (above and number == at_least):
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or number < at_least or (above and number == at_least):
         _refuse(name, bounds, value)
     return number
 

@@ -182,6 +182,19 @@ def test_a_session_emptied_in_the_ready_queue_starts_anew() -> None:
     assert take(batches, 11.0) == ("s", ["c"])
 
 
+def test_overdue_items_of_one_session_are_taken_a_piece_at_a_time() -> None:
+    """A fat session holds nobody either."""
+    batches = make(max_batch_size=2)
+    for number in range(9):
+        batches.add("s", str(number), now=0.0)
+    session, _ = batches.take(now=0.0) or pytest.fail("nothing due")
+
+    assert batches.drop_overdue(session, lambda _: True, at_most=3) == list("2345")
+    assert batches.drop_overdue(session, lambda _: True, at_most=3) == list("678")
+    batches.release(session, now=0.0)
+    assert batches.sessions == 0
+
+
 class BatchingMachine(RuleBasedStateMachine):
     """Any order of adds, takes, releases, flushes and passing time, against a plain model."""
 

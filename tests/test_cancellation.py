@@ -211,6 +211,120 @@ async def test_close_drains_and_reports(sandbox: Sandbox) -> None:
     assert (report.delivered, report.undelivered) == (1, ())
 
 
+async def test_close_gives_a_backlog_of_one_session_its_outcome() -> None:
+    """Many batches of the same session, at the deadline."""
+    async with Sandbox(faults={"silence": 1.0}) as down:
+        emitter = emitter_for(down, flush_interval=0)
+        await emitter.start()
+        deliveries = [await emitter.track(event("one")) for _ in range(1300)]
+        await asyncio.sleep(0.1)
+        report = await emitter.aclose(timeout=0.1)
+
+    assert (report.unconfirmed, report.failed) == (25, 1275)
+    assert all(delivery.done() for delivery in deliveries)
+    assert (emitter.stats.pending, emitter.stats.sessions) == (0, 0)
+
+
+async def test_a_flush_during_the_close_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the close gives up is not sent behind its back."""
+    async with Sandbox(faults={"silence": 1.0}) as down:
+        emitter = emitter_for(down, flush_interval=0, max_concurrency=2)
+        await emitter.start()
+        for index in range(3000):
+            await emitter.track(event(f"session-{index}"))
+        await asyncio.sleep(0.1)
+        assert emitter._workers is not None
+        give_up, flushes = emitter._workers.give_up_some, []
+
+        def flush_meanwhile() -> bool:
+            flushes.append(asyncio.create_task(emitter.flush()))
+            return give_up()
+
+        monkeypatch.setattr(emitter._workers, "give_up_some", flush_meanwhile)
+        report = await emitter.aclose(timeout=0.1)
+        assert emitter.stats.pending == 0
+        assert not [task for task in asyncio.all_tasks() if task.get_name() == "rokt-events-flush"]
+        await asyncio.gather(*flushes)
+
+    assert report.failed + report.unconfirmed == 3000
+    assert len(flushes) > 3
+    assert len(down.requests) == 2
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_drain_cancelled_before_it_ran(times: int) -> None:
+    """All tasks are cancelled in the moment in which the close begins: everything is settled all the same."""
+    async with Sandbox(faults={503: 1.0}) as down:
+        emitter = emitter_for(down, flush_interval=0)
+        await emitter.start()
+        deliveries = [await emitter.track(event(f"session-{index}")) for index in range(5)]
+        await asyncio.sleep(0.1)
+
+        async def cancel_drain() -> None:
+            for task in asyncio.all_tasks():
+                if task.get_name() == "rokt-events-drain":
+                    task.cancel()
+
+        async def close() -> Any:
+            canceller = asyncio.create_task(cancel_drain())
+            try:
+                return await emitter.aclose(timeout=60)
+            finally:
+                await canceller
+
+        closes = [asyncio.create_task(close()) for _ in range(times)]
+        reports = await asyncio.gather(*closes)
+
+    assert all(report.failed == 5 for report in reports)
+    assert all(delivery.done() for delivery in deliveries)
+
+
+async def test_a_close_cancelled_together_with_its_drain() -> None:
+    """As a loop's end does it."""
+    async with Sandbox(faults={503: 1.0}) as down:
+        emitter = emitter_for(down, flush_interval=0)
+        await emitter.start()
+        await emitter.track(event())
+        await asyncio.sleep(0.1)
+        close = asyncio.create_task(emitter.aclose(timeout=60))
+        await asyncio.sleep(0)
+        for task in asyncio.all_tasks():
+            if task is close or (task.get_name() or "").startswith("rokt-events"):
+                task.cancel()
+        for _ in range(3):
+            await asyncio.sleep(0)
+            close.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await close
+
+    assert close.cancelled()
+    assert emitter.stats.pending == 0
+    assert "closed" in repr(emitter)
+
+
+@pytest.mark.parametrize("error", [OSError("a planted fault"), asyncio.CancelledError()])
+async def test_connections_that_cannot_be_closed(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The events are settled; nothing about them depends on it."""
+
+    async def fail() -> None:
+        raise error
+
+    async with Sandbox() as sandbox:
+        emitter = emitter_for(sandbox)
+        await emitter.start()
+        assert emitter._transport is not None
+        close = emitter._transport.aclose
+        emitter._transport.aclose = fail  # type: ignore[method-assign]
+        await emitter.track(event())
+
+        assert (await emitter.aclose()).delivered == 1
+        assert "closed" in repr(emitter)
+        await close()
+    assert ("could not be closed: OSError" in caplog.text) is isinstance(error, OSError)
+
+
 async def test_a_second_close_gets_the_same_report() -> None:
     """During the first one, and after it."""
     async with Sandbox(latency=1.0) as slow:
@@ -312,10 +426,9 @@ async def test_a_fault_in_a_worker_settles_its_batch_and_is_logged(
 
 
 async def test_a_fault_between_batches_does_not_stop_the_work(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A worker that dies outside of any batch is replaced."""
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    """A worker that dies outside of any batch is replaced, and it is logged, without the fault's words."""
     async with emitter_for(sandbox, flush_interval=0) as emitter:
         take, faults = emitter._batches.take, [ZeroDivisionError("a planted fault")]
 
@@ -327,6 +440,8 @@ async def test_a_fault_between_batches_does_not_stop_the_work(
         monkeypatch.setattr(emitter._batches, "take", broken)
 
         assert isinstance(await emitter.deliver(event()), Receipt)
+    assert "died of a fault, its events have been settled: ZeroDivisionError" in caplog.text
+    assert "planted" not in caplog.text
 
 
 async def test_an_exit_in_a_worker_settles_its_batch(

@@ -446,6 +446,75 @@ async def test_an_outage_of_a_minute_costs_nothing() -> None:
         assert emitter.stats.delivered == 100
 
 
+async def test_each_batch_leaves_at_its_own_moment(sandbox: Sandbox) -> None:
+    """A worker that is busy, in a request or a back-off, does not hold up the next batch."""
+    loop = asyncio.get_running_loop()
+    async with Sandbox(latency=9.0) as slow, emitter_for(slow, flush_interval=0.25) as emitter:
+        started = loop.time()
+        await emitter.track(event("first"))
+        await asyncio.sleep(0.1)
+        await emitter.track(event("second"))
+        while len(slow.requests) < 2:
+            await asyncio.sleep(0.01)
+
+        assert loop.time() - started < 0.5
+
+
+async def test_a_far_off_interval_hides_nothing_that_is_due(sandbox: Sandbox) -> None:
+    """A flush or a full batch right after a delivery, while another session waits for its interval."""
+    loop = asyncio.get_running_loop()
+    async with emitter_for(sandbox, flush_interval=60, max_concurrency=1, max_batch_size=2) as emitter:
+        started = loop.time()
+        deliveries = [await emitter.track(event("one")) for _ in range(2)]
+        await emitter.track(event("waits"))
+        await deliveries[0]
+        full = [await emitter.track(event("two")) for _ in range(2)]
+        await full[0]
+        await emitter.flush()
+
+        assert loop.time() - started < 1
+
+
+async def test_giving_up_a_long_queue_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Overdue events by the thousand, a slice at a time, and all of them promptly."""
+    loop = asyncio.get_running_loop()
+    async with Sandbox(faults={"silence": 1.0}) as down:
+        policy = RetryPolicy(deadline=5)
+        settings: Any = {"flush_interval": 0, "max_concurrency": 1, "request_timeout": 60, "retry": policy}
+        async with emitter_for(down, **settings) as emitter:
+            assert emitter._workers is not None
+            slices: list[int] = []
+            give_up = emitter._workers._give_up_overdue
+
+            def count(deliveries: list[Delivery]) -> None:
+                slices.append(len(deliveries))
+                give_up(deliveries)
+
+            monkeypatch.setattr(emitter._workers, "_give_up_overdue", count)
+            started = loop.time()
+            for index in range(4000):
+                await emitter.track(event(f"session-{index}"))
+            while emitter.stats.failed < 3999:
+                await asyncio.sleep(0.01)
+
+            assert loop.time() - started < 5 + 2
+            assert max(slices) <= 1000
+            assert sum(slices) == 3999
+
+
+async def test_giving_up_a_queue_without_requests_lets_the_loop_turn(sandbox: Sandbox) -> None:
+    """A worker that finds nothing but expired events is no endless one."""
+    clock = Clock(datetime.now(UTC))
+    async with emitter_for(sandbox, _clock=clock, flush_interval=0, max_concurrency=1) as emitter:
+        deliveries = [await emitter.track(event(f"session-{index}")) for index in range(2000)]
+        clock.advance(days=4)
+        await deliveries[0] if deliveries[0].done() else await asyncio.wait([deliveries[0]])
+
+        assert not deliveries[-1].done()
+        await asyncio.wait(deliveries)
+        assert emitter.stats.expired == 2000
+
+
 # Refused requests.
 
 
@@ -482,10 +551,30 @@ async def test_a_systematic_refusal_is_not_multiplied() -> None:
 
 async def test_halving_starts_again_after_a_2xx(sandbox: Sandbox) -> None:
     """One answered request shows that the fault is not systematic."""
-    sandbox.fail_next(*[422] * 17, None)
     async with emitter_for(sandbox, max_concurrency=1) as emitter:
-        for _ in range(18):
-            await asyncio.gather(emitter.deliver(event()), return_exceptions=True)
+
+        async def send() -> set[str]:
+            calls = [emitter.deliver(event()) for _ in range(25)]
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            return {f"{type(outcome).__name__} {getattr(outcome, 'attempts', '')}" for outcome in outcomes}
+
+        sandbox.fail_next(*[422] * 100)
+        await send()
+        sandbox._plan._script.clear()
+        sandbox.fail_next(422)
+        assert await send() == {"EventRejectedError 1"}, "not halved any more"
+        assert await send() == {"Receipt 1"}
+        sandbox.fail_next(422)
+        assert await send() == {"Receipt 2"}, "halved again"
+
+
+async def test_single_refusals_do_not_count_as_systematic(sandbox: Sandbox) -> None:
+    """However many lone events were bad, one bad event costs no other."""
+    async with emitter_for(sandbox, max_concurrency=1) as emitter:
+        for _ in range(20):
+            sandbox.fail_next(422)
+            with pytest.raises(EventRejectedError):
+                await emitter.deliver(event())
         sandbox.fail_next(400)
         receipts = await asyncio.gather(emitter.deliver(event()), emitter.deliver(event()))
 

@@ -139,6 +139,22 @@ async def test_a_large_event_that_leaves_the_line_lets_small_ones_in() -> None:
     assert ledger.pending == 2
 
 
+async def test_a_newcomer_behind_a_grant_does_not_wait_for_room_that_is_there() -> None:
+    """Who joins the line while a grant is outstanding is served at once if there is room for both."""
+    ledger = make(max_pending=2)
+    first, second = delivery(), delivery()
+    ledger.admit_nowait(first, now=0.0)
+    ledger.admit_nowait(second, now=0.0)
+    granted = asyncio.create_task(admit(ledger, delivery()))
+    await turn()
+    ledger.settle(first, receipt(first))
+    ledger.settle(second, receipt(second))
+    newcomer = asyncio.create_task(admit(ledger, delivery()))
+    await asyncio.gather(granted, newcomer)
+
+    assert ledger.pending == 2
+
+
 async def test_closing_turns_away_who_waits() -> None:
     """In line, with the grant in hand, and both cancelled at that moment."""
     ledger = make(max_pending=1)

@@ -23,6 +23,12 @@ from tests.samples import CREDENTIALS, SECRET
         ("flush_interval", math.inf, "got inf"),
         ("flush_interval", "1", "got '1'"),
         ("flush_interval", True, "got True"),
+        ("flush_interval", 10**400, "got 1000"),
+        (
+            "flush_interval",
+            120,
+            "flush_interval must be shorter than the retry deadline of 120 s, or .*, got 120",
+        ),
         ("max_batch_size", 0, "max_batch_size must be 1..25, got 0"),
         ("max_batch_size", 40, "max_batch_size must be 1..25, got 40"),
         ("max_batch_size", 5.0, "max_batch_size must be 1..25, got 5.0"),
@@ -97,6 +103,7 @@ def test_a_setting_error_is_a_value_error() -> None:
     [
         ({"deadline": 0}, "deadline must be a finite number > 0, got 0"),
         ({"deadline": math.inf}, "got inf"),
+        ({"deadline": 10**400}, "deadline must be a finite number > 0, got 1000"),
         ({"max_attempts": 0}, "max_attempts must be a whole number >= 1, got 0"),
         ({"max_attempts": 1.5}, "got 1.5"),
         ({"wait": 1.0}, r"wait must be a pair \(shortest, longest\) of seconds, got 1.0"),

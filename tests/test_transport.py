@@ -22,6 +22,15 @@ from tests.samples import CREDENTIALS
 URL = "http://127.0.0.1:1/v1/partner/events"
 
 
+class Double(aioresponses):
+    """Which notes, as a connection would, that the body was handed over."""
+
+    async def _request_mock(self, orig_self: Any, method: str, url: Any, *args: Any, **kwargs: Any) -> Any:
+        response = await super()._request_mock(orig_self, method, url, *args, **kwargs)
+        kwargs["data"].went_out = True
+        return response
+
+
 @pytest.fixture
 def responses(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses]:
     """aioresponses 0.7.9 does not know that a response of aiohttp 3.14 wants a `stream_writer`."""
@@ -32,7 +41,7 @@ def responses(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses]:
         init(self, *args, **kwargs)
 
     monkeypatch.setattr(ClientResponse, "__init__", with_writer)
-    with aioresponses() as mocked:
+    with Double() as mocked:
         yield mocked
 
 
@@ -272,6 +281,88 @@ async def test_found_closed_between_the_pool_and_the_write(monkeypatch: pytest.M
     assert isinstance(reply, Reply)
     assert served == [b"{}"]
     assert fates == []
+
+
+@pytest.mark.parametrize("stray", [b"200 OK", b"400 Bad Request", b"408 Request Timeout"])
+async def test_a_stray_answer_is_not_taken_for_ours(stray: bytes) -> None:
+    """What lies on a kept connection before the request is not its answer: a fresh one, and sent once."""
+    served = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            served.append(await read_request(reader))
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+            await writer.drain()
+            await asyncio.sleep(0.1)
+            writer.write(b"HTTP/1.1 " + stray + b"\r\nContent-Length: 5\r\n\r\nstray")
+
+    async with server(serve) as url, transport_to(url) as transport:
+        for number in range(3):
+            request = Request(b"%d" % number)
+            reply = await transport.post(request)
+            assert isinstance(reply, Reply)
+            assert (reply.status, reply.body, request.went_out) == (200, b"{}", True)
+            await asyncio.sleep(1)
+
+    assert served == [b"0", b"1", b"2"]
+
+
+async def test_a_stray_answer_that_comes_with_the_request() -> None:
+    """Between the pool and the write, where only the write can see it."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            body = await read_request(reader)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n" + body)
+
+    async with server(serve) as url, transport_to(url) as transport:
+        await transport.post(Request(b"1"))
+        connector: Any = transport._session.connector
+        connect, strays = connector.connect, [b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nX"]
+
+        async def connect_and_find(*args: Any, **kwargs: Any) -> Any:
+            connection = await connect(*args, **kwargs)
+            protocol = connection.protocol
+            set_params = protocol.set_response_params
+
+            def set_and_feed(**params: Any) -> None:
+                set_params(**params)
+                if strays:
+                    protocol.data_received(strays.pop())
+
+            protocol.set_response_params = set_and_feed
+            return connection
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(connector, "connect", connect_and_find)
+            reply = await transport.post(Request(b"2"))
+
+    assert strays == []
+    assert isinstance(reply, Reply)
+    assert reply.body == b"2"
+
+
+async def test_what_a_peer_does_not_read_is_not_kept() -> None:
+    """After a time-out nothing of it is left in any buffer, and no socket is open."""
+    loop: Any = asyncio.get_running_loop()
+    transports: list[Any] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        transports.append(writer)
+        await asyncio.sleep(1000)
+
+    async with server(serve) as url:
+        async with transport_to(url, timeout=1.0) as transport:
+            request = Request(b"x" * 30_000_000)
+            reply = await transport.post(request)
+            await asyncio.sleep(0.1)
+            assert request._transport is not None
+            assert request._transport.get_write_buffer_size() == 0
+            assert request._transport.get_extra_info("socket").fileno() == -1
+
+    assert reply == NoReply("no answer within 1 s")
+    assert request.went_out
+    assert loop.time() < 1e6
 
 
 async def test_handed_over_and_then_reset_is_lost() -> None:

@@ -155,6 +155,8 @@ def test_dictionaries_that_are_no_event(data: Any, expected: list[str]) -> None:
             b'{"title":"One or more","errors":{"$.events":["cannot be read","twice"],"x":"y"}}',
             (ApiError("$.events", "cannot be read"), ApiError("$.events", "twice"), ApiError("x", "y")),
         ),
+        (b'{"errors":{"x":[[[]],{"y":1}]}}', (ApiError("x", ""), ApiError("x", ""))),
+        (b'{"errors":{"x":' + b"[" * 1015 + b"]" * 1015 + b"}}", (ApiError("x", ""),)),
         (b'{"title":"Bad Request"}', (ApiError(None, "Bad Request"),)),
         (b'{"title":5,"errors":7}', ()),
         (b"<html>", ()),
