@@ -164,8 +164,6 @@ class FlushWorkers:
 
     def arm(self) -> None:
         """Sees to it that somebody wakes when the next batch falls due."""
-        if self._is_stopping:
-            return
         if len(self._workers) >= self._max_concurrency:
             self._arm_sweep()
             return

@@ -13,6 +13,7 @@ import pytest
 from rokt_events_async import (
     Delivery,
     DeliveryFailedError,
+    DeliveryUnconfirmedError,
     Emitter,
     EventExpiredError,
     EventRejectedError,
@@ -535,6 +536,20 @@ async def test_a_spoilt_request_costs_only_the_event_that_spoils_it(sandbox: San
     del deliveries[7]
     assert sandbox.events == [delivery.event.to_dict() for delivery in deliveries]
     assert emitter.stats.retries == 0
+
+
+async def test_the_second_half_keeps_its_deadline_too() -> None:
+    """It waits for the first one, for the order; when its time has passed meanwhile, it is not sent."""
+    async with Sandbox(script=[422, "silence"]) as down:
+        async with emitter_for(down, retry=RetryPolicy(deadline=5)) as emitter:
+            deliveries = [await emitter.track(event()) for _ in range(2)]
+            first, second = await asyncio.gather(*deliveries, return_exceptions=True)
+
+    assert isinstance(first, DeliveryUnconfirmedError)
+    assert isinstance(second, DeliveryFailedError)
+    assert (second.attempts, second.status) == (1, 422)
+    assert "its deadline of 5 s has passed" in str(second)
+    assert len(down.requests) == 2
 
 
 async def test_a_systematic_refusal_is_not_multiplied() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import io
+import json
 import logging
 import pickle
 import traceback
@@ -60,12 +61,9 @@ async def test_in_nothing_that_a_fault_produces(fault: str, log: io.StringIO) ->
 
 async def test_though_the_server_repeats_it(log: io.StringIO) -> None:
     """A message that quotes the headers goes no further with it."""
-    body = f'{{"errors": [{{"code": "Bad{SECRET}", "message": "secret {SECRET} is unknown"}}, {{"message": "x"}}]}}'
-    faults = [
-        Fault.answer(401, body.encode()),
-        Fault.answer(422, body.encode()),
-        Fault.answer(404, body.encode()),
-    ]
+    errors = [{"code": f"Bad{SECRET}", "message": f"secret {SECRET} is unknown"}, {"message": "x"}]
+    body = json.dumps({"errors": errors}).encode()
+    faults = [Fault.answer(status, body) for status in (401, 422, 404)]
     async with Sandbox(credentials=CREDENTIALS, script=faults) as sandbox:
         async with Emitter(CREDENTIALS, endpoint=sandbox.url) as emitter:
             for expected in (CredentialsRefusedError, DeliveryError, DeliveryError):
