@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from rokt_events_async import (
+    ApiError,
     Delivery,
     DeliveryError,
     DeliveryFailedError,
     DeliveryUnconfirmedError,
     Emitter,
     EventRejectedError,
+    PartnerEvent,
     Receipt,
     RetryPolicy,
 )
@@ -208,6 +212,56 @@ async def test_lost_and_then_no_verdict_is_unconfirmed(then: int | str) -> None:
 
 
 # The specification's examples, over a real socket.
+
+
+async def test_the_request_example() -> None:
+    """Comments removed, times moved to now: 200, and three receipts."""
+    common = {
+        "eventTime": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "sessionId": "aec20024-8d23-46be-95f3-9be5d86292a9",
+        "clientUniqueId": "10f7d87b-e879-47b2-9638-a667e63beae2",
+    }
+    examples = [
+        ("SignalImpression", "58bcbaa0-e13c-4a3d-84cd-2803ccc35394", "AdditionalData", "ImpressionSlot"),
+        ("SignalViewed", "b3a1d523-5490-49f0-a379-7a67628a4cdd", "AdditionalData", "ImpressionCreative"),
+        ("SignalResponse", "6bea8e29-b3cd-4717-bd82-59ccbca0d863", "experienceId", "RedButton"),
+    ]
+    wire = [
+        common | {"eventType": kind, "parentGuid": guid, "metadata": [{"name": name, "value": value}]}
+        for kind, guid, name, value in examples
+    ]
+    async with Sandbox() as sandbox:
+        async with Emitter(sandbox.credentials, endpoint=sandbox.url) as emitter:
+            receipts = await asyncio.gather(*(emitter.deliver(PartnerEvent.from_dict(data)) for data in wire))
+
+    assert [receipt.attempts for receipt in receipts] == [1, 1, 1]
+    assert [request.status for request in sandbox.requests] == [200]
+    assert json.loads(sandbox.requests[0].body) == {"events": wire}
+
+
+async def test_the_422_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """26 events in one request, which only a fault could send: refused, halved, and nobody is lost."""
+    async with Sandbox() as sandbox:
+        async with Emitter(sandbox.credentials, endpoint=sandbox.url) as emitter:
+            monkeypatch.setattr(emitter._batches, "_max_batch_size", 26)
+            receipts = await asyncio.gather(*(emitter.deliver(event()) for _ in range(26)))
+
+    assert {receipt.attempts for receipt in receipts} == {2}
+    assert [request.status for request in sandbox.requests] == [422, 200, 200]
+    assert str(sandbox.requests[0]) == "#1  422  0/0 accepted  TooManyEvents"
+
+
+async def test_the_400_example() -> None:
+    """A body that cannot be read: the event that spoilt it is told in the API's words."""
+    async with Sandbox() as sandbox:
+        async with Emitter(sandbox.credentials, endpoint=sandbox.url) as emitter:
+            delivery = await emitter.track(event())
+            delivery.wire = delivery.wire[:-1]
+            with pytest.raises(EventRejectedError) as caught:
+                await delivery
+
+    assert caught.value.errors == (ApiError("InvalidRequestPayload", "Request body format is not valid"),)
+    assert caught.value.status == 400
 
 
 async def test_the_207_example() -> None:

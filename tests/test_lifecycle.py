@@ -354,6 +354,56 @@ def test_ctrl_c(signals: list[signal.Signals]) -> None:
         assert out.splitlines()[-1] == "1 0"
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_sigterm(times: int) -> None:
+    """As a platform stops a service, and insists: drained once, and then given up, honestly."""
+
+    def stop(process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in ["ready\n", "closing\n"][:times]:
+            assert process.stdout.readline() == line
+            process.send_signal(signal.SIGTERM)
+
+    status, out, err = run_script(
+        """
+        import asyncio, signal
+        from rokt_events_async import Emitter, PartnerEvent
+        from rokt_events_async.sandbox import Sandbox
+
+        async def main():
+            service = asyncio.current_task()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, service.cancel)
+            async with Sandbox(script=["silence", 503], latency=0.5) as sandbox:
+                emitter = Emitter(sandbox.credentials, endpoint=sandbox.url, request_timeout=1.0)
+                try:
+                    async with emitter:
+                        await emitter.track(
+                            PartnerEvent.viewed(session_id="s", parent_guid="p", client_unique_id="c")
+                        )
+                        await emitter.track(
+                            PartnerEvent.viewed(session_id="t", parent_guid="p", client_unique_id="c")
+                        )
+                        print("ready", flush=True)
+                        try:
+                            await asyncio.sleep(60)
+                        finally:
+                            asyncio.get_running_loop().call_later(0.1, lambda: print("closing", flush=True))
+                finally:
+                    stats = emitter.stats
+                    print(stats.delivered, stats.accepted - stats.pending, flush=True)
+
+        try:
+            asyncio.run(main())
+        except asyncio.CancelledError:
+            pass
+        """,
+        stop=stop,
+    )
+
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-1] == ("2 2" if times == 1 else "0 2")
+
+
 async def test_an_emitter_left_open_warns() -> None:
     """When it is collected; a new or closed one does not."""
     emitter = Emitter(CREDENTIALS, endpoint="http://127.0.0.1:9/")
