@@ -103,6 +103,11 @@ class Session(_Link, Generic[T]):
         self.is_due = False
         self.in_flight = False
 
+    @property
+    def has_more(self) -> bool:
+        """Whether anything waits behind what is in flight."""
+        return bool(self.open or self.full)
+
 
 class Batches(Generic[T]):
     """All sessions with events waiting or in flight.

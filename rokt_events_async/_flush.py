@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import math
 import traceback
@@ -85,6 +86,11 @@ class _Part:
 
     def may_be_accepted(self) -> bool:
         return self.is_lost or (self.request is not None and self.request.went_out)
+
+    def take_front(self, is_overdue: Callable[[Delivery], bool]) -> list[Delivery]:
+        overdue = list(itertools.takewhile(is_overdue, self.deliveries))
+        del self.deliveries[: len(overdue)]
+        return overdue
 
     def halves(self) -> tuple[_Part, _Part]:
         middle = (len(self.deliveries) + 1) // 2
@@ -290,8 +296,9 @@ class FlushWorkers:
 
     def _release(self, session: Session[Delivery]) -> None:
         now = self._loop.time()
-        overdue = self._batches.drop_overdue(session, self._overdue_by(now), at_most=_SLICE)
-        self._give_up_overdue(overdue)
+        if session.has_more:
+            overdue = self._batches.drop_overdue(session, self._overdue_by(now), at_most=_SLICE)
+            self._give_up_overdue(overdue)
         self._batches.release(session, now=now)
 
     async def _carry(self, deliveries: list[Delivery]) -> None:
@@ -336,16 +343,15 @@ class FlushWorkers:
 
     def _drop_overdue(self, part: _Part) -> None:
         is_overdue = self._overdue_by(self._loop.time())
-        overdue = [delivery for delivery in part.deliveries if is_overdue(delivery)]
-        if overdue:
-            part.deliveries = [delivery for delivery in part.deliveries if not is_overdue(delivery)]
+        if is_overdue(part.deliveries[0]):  # They are in the order of their acceptance.
+            overdue = part.take_front(is_overdue)
             self._give_up(part, overdue, f"its deadline of {self._policy.deadline:g} s has passed")
 
     def _drop_expired(self, part: _Part) -> None:
         now = self._clock()
-        expired = [delivery for delivery in part.deliveries if is_expired(_time(delivery), now=now)]
-        if not expired:
+        if not part.deliveries or not is_expired(min(map(_time, part.deliveries)), now=now):
             return
+        expired = [delivery for delivery in part.deliveries if is_expired(_time(delivery), now=now)]
         part.deliveries = [delivery for delivery in part.deliveries if delivery not in expired]
         for delivery in expired:
             error = DeliveryUnconfirmedError if part.is_lost else EventExpiredError
@@ -409,9 +415,7 @@ class FlushWorkers:
         value = reply.headers.get("Retry-After") if reply else None
         retry_after = _retry.parse_retry_after(value, now=self._clock())
         wait = _retry.next_wait(self._policy, retry_after=retry_after, random=self._random)
-        is_overdue = self._overdue_by(self._loop.time() + wait)
-        overdue = [delivery for delivery in part.deliveries if is_overdue(delivery)]
-        part.deliveries = [delivery for delivery in part.deliveries if not is_overdue(delivery)]
+        overdue = part.take_front(self._overdue_by(self._loop.time() + wait))
         self._give_up(part, overdue, f"{reason}, and its deadline falls before the next attempt")
         return wait if part.deliveries else None
 

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 import aiohttp
 from aiohttp import hdrs, payload
 from aiohttp.abc import AbstractStreamWriter
+from yarl import URL
 
 from rokt_events_async._answers import NoReply, Reply
 from rokt_events_async.settings import Credentials
@@ -107,7 +108,8 @@ class HttpTransport:
         timeout: float,
         connections: int,
     ) -> None:
-        self._endpoint = endpoint
+        self._endpoint = URL(endpoint)
+        self._timeouts = _Timeouts(timeout)
         self._timeout = timeout
         self._is_ours = session is None
         self._session = session or _make_session(connections)
@@ -122,32 +124,36 @@ class HttpTransport:
 
     async def post(self, request: Request) -> Reply | NoReply:
         """Sends the body, once. A connection found closed before anything was written does not count."""
-        deadline = asyncio.get_running_loop().time() + self._timeout
-        for _ in range(1 + _FRESH_CONNECTIONS):
-            reply = await self._try(request, deadline)
-            if reply is not None:
-                return reply
+        exchange = self._timeouts.begin()
+        try:
+            for _ in range(1 + _FRESH_CONNECTIONS):
+                reply = await self._try(request, exchange)
+                if reply is not None:
+                    return reply
+        finally:
+            self._timeouts.end(exchange)
         return NoReply("every connection was found closed")
 
-    async def _try(self, request: Request, deadline: float) -> Reply | NoReply | None:
+    async def _try(self, request: Request, exchange: _Exchange) -> Reply | NoReply | None:
         """One exchange; `None` if the connection was found closed before anything was written."""
         response: aiohttp.ClientResponse | None = None
         body: bytes | None = None
         reason: str | None = None
         try:
-            async with asyncio.timeout_at(deadline):
-                response = await self._session.post(
-                    self._endpoint,
-                    data=request,
-                    headers=self._headers,
-                    allow_redirects=False,
-                    raise_for_status=False,
-                    auto_decompress=False,
-                    timeout=_NO_TIMEOUT,
-                    middlewares=(),
-                )
-                body = await _read(response)
-        except TimeoutError:  # Before OSError, of which it is one.
+            response = await self._session.post(
+                self._endpoint,
+                data=request,
+                headers=self._headers,
+                allow_redirects=False,
+                raise_for_status=False,
+                auto_decompress=False,
+                timeout=_NO_TIMEOUT,
+                middlewares=(),
+            )
+            body = await _read(response)
+        except asyncio.CancelledError:
+            if not exchange.took_its_time():
+                raise
             reason = f"no answer within {self._timeout:g} s"
         except (aiohttp.ClientError, OSError) as error:
             reason = None if not request.went_out and _found_closed(error) else _describe(error)
@@ -171,6 +177,64 @@ class HttpTransport:
             await self._session.close()
 
 
+class _Exchange:
+    """One exchange under way, and the task that is to be interrupted when its time is up."""
+
+    __slots__ = ("_cancelling", "_task", "_timed_out", "deadline")
+
+    def __init__(self, deadline: float) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "a worker posts"
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._timed_out = False
+        self.deadline = deadline
+
+    def time_out(self) -> None:
+        self._timed_out = True
+        self._task.cancel()
+
+    def took_its_time(self) -> bool:
+        """Whether a cancellation was ours, and nobody else's as well; if so, it is taken back."""
+        return self._timed_out and self._task.uncancel() <= self._cancelling
+
+
+class _Timeouts:
+    """One timer for all exchanges: all last equally long, so the first to begin is the first to end.
+
+    A timer each would cost 7 µs a request.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._running: dict[_Exchange, None] = {}  # In order of their beginning.
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> _Exchange:
+        exchange = _Exchange(self._loop.time() + self._seconds)
+        self._running[exchange] = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(exchange.deadline, self._on_time)
+        return exchange
+
+    def end(self, exchange: _Exchange) -> None:
+        self._running.pop(exchange, None)
+        if not self._running and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_time(self) -> None:
+        self._timer = None
+        while self._running:
+            first = next(iter(self._running))
+            if first.deadline > self._loop.time():
+                self._timer = self._loop.call_at(first.deadline, self._on_time)
+                return
+            del self._running[first]
+            first.time_out()
+
+
 def _make_session(connections: int) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=connections),
@@ -184,14 +248,11 @@ async def _read(response: aiohttp.ClientResponse) -> bytes | None:
     """The body, or `None` if it is compressed, which we refuse, or too large."""
     if response.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower() not in _UNENCODED:
         return None
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in response.content.iter_any():
-        size += len(chunk)
-        if size > MAX_BODY:
-            return None
-        chunks.append(chunk)
-    return b"".join(chunks)
+    content = response.content
+    body = await content.readany()
+    while not content.at_eof() and len(body) <= MAX_BODY:
+        body += await content.readany()
+    return body if len(body) <= MAX_BODY else None
 
 
 def _found_closed(error: Exception) -> bool:

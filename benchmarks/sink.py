@@ -1,0 +1,128 @@
+"""A server that takes whatever is posted to it, in a process of its own, and does next to nothing.
+
+It counts requests and events, and answers as the API would, so that what is measured is the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any
+
+import attrs
+
+MARKS = (b'"eventType"', b'"event"', b'"messageId"', b'"event_type"', b'"eid"')
+"""How an event begins on the wire: ours, and those of the peers."""
+
+
+@attrs.define
+class Counts:
+    """What has arrived so far, and the processor time it took."""
+
+    requests: int = 0
+    events: int = 0
+    cpu: float = 0.0
+
+
+class _Answering(asyncio.Protocol):
+    def __init__(self, counts: Counts, mark: bytes, latency: float) -> None:
+        self._counts = counts
+        self._mark = mark
+        self._latency = latency
+        self._buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: Any = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer = self._buffer + data if self._buffer else data
+        while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
+            head = self._buffer[:end].lower()
+            start = head.find(b"content-length:") + 15
+            stop = head.find(b"\r\n", start)
+            length = int(head[start : stop if stop >= 0 else end])
+            total = end + 4 + length
+            if len(self._buffer) < total:
+                return
+            body, self._buffer = self._buffer[end + 4 : total], self._buffer[total:]
+            self._answer(body)
+
+    def _answer(self, body: bytes) -> None:
+        count = body.count(self._mark)
+        self._counts.requests += 1
+        self._counts.events += count
+        answer = b'{"processedEventsCount":%d,"unprocessedEvents":[],"success":true}' % count
+        whole = (
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\nContent-Length: %d\r\n\r\n%b"
+            % (len(answer), answer)
+        )
+        if self._latency:
+            asyncio.get_running_loop().call_later(self._latency, self._transport.write, whole)
+        else:
+            self._transport.write(whole)
+
+
+async def _serve(pipe: Connection, mark: bytes, latency: float) -> None:
+    counts = Counts()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: _Answering(counts, mark, latency), "127.0.0.1", 0, backlog=1024)
+    asked: asyncio.Event = asyncio.Event()
+    loop.add_reader(pipe.fileno(), asked.set)
+    pipe.send(server.sockets[0].getsockname()[1])
+    while True:
+        await asked.wait()
+        asked.clear()
+        while pipe.poll():
+            if pipe.recv() == "stop":
+                return
+            counts.cpu = time.process_time()
+            pipe.send((counts.requests, counts.events, counts.cpu))
+
+
+def _run(pipe: Connection, mark: bytes, latency: float) -> None:
+    try:
+        import uvloop  # noqa: PLC0415 -- the faster, the less it is in the way
+    except ImportError:
+        asyncio.run(_serve(pipe, mark, latency))
+    else:
+        uvloop.run(_serve(pipe, mark, latency))
+
+
+class Sink:
+    """The running server, seen from the benchmark."""
+
+    def __init__(self, pipe: Connection, port: int) -> None:
+        self._pipe = pipe
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}/v1/partner/events"
+
+    def counts(self) -> Counts:
+        """What has arrived so far."""
+        self._pipe.send("count")
+        return Counts(*self._pipe.recv())
+
+
+@contextmanager
+def sink(mark: bytes = MARKS[0], latency: float = 0.0) -> Iterator[Sink]:
+    """Starts one, and stops it at the end."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_run, args=(theirs, mark, latency), daemon=True)
+    process.start()
+    try:
+        yield Sink(ours, ours.recv())
+    finally:
+        ours.send("stop")
+        process.join(5)
+        if process.is_alive():
+            process.terminate()
+
+
+def describe(counts: Counts) -> str:
+    """As JSON, for a log."""
+    return json.dumps(attrs.asdict(counts))
