@@ -136,6 +136,7 @@ class FlushWorkers:
         self._clock = clock
         self._random = random
         self._loop = loop
+        self.now = loop.time
         self._context = context
         self._workers: set[asyncio.Task[None]] = set()
         self._wake_timer: asyncio.TimerHandle | None = None

@@ -75,7 +75,12 @@ class Ledger:
     def admit_nowait(self, delivery: Delivery, *, now: float) -> bool:
         """Admits the event if there is room and nobody waits for it. Whether it did."""
         size = len(delivery.wire)
-        if self._line or self._granted or not self._fits(size):
+        if (
+            self._line
+            or self._granted
+            or self.pending >= self._max_pending
+            or self.pending_bytes + size > self._max_pending_bytes
+        ):
             return False
         self._admit(delivery, size, now)
         return True
@@ -144,7 +149,7 @@ class Ledger:
         """Accepts an event that found no room, and fails it at once: counted, and nobody is held."""
         self.accepted += 1
         delivery.accepted_at = now
-        self._count(error)
+        self.outcomes[error.outcome] += 1
         delivery.settle(error)
 
     def settle(self, delivery: Delivery, outcome: Receipt | DeliveryError) -> None:
@@ -159,7 +164,9 @@ class Ledger:
         delivery.generation = None
         self.pending -= 1
         self.pending_bytes -= len(delivery.wire)
-        self._count(outcome)
+        self.outcomes[outcome.outcome] += 1
+        if self._before_close is not None:
+            self._note_undelivered(outcome)
         delivery.settle(outcome)
         if self._line:
             self._grant()
@@ -167,9 +174,8 @@ class Ledger:
         if not generation.pending:
             self._close_generations()
 
-    def _count(self, outcome: Receipt | DeliveryError) -> None:
-        self.outcomes[outcome.outcome] += 1
-        if self._before_close is not None and isinstance(outcome, DeliveryError):
+    def _note_undelivered(self, outcome: Receipt | DeliveryError) -> None:
+        if isinstance(outcome, DeliveryError):
             self._undelivered.append(outcome)
 
     # Waiting for the end of what is pending.

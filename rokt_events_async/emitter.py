@@ -319,7 +319,7 @@ class Emitter:
         """
         workers = self._check_open()
         delivery = self._prepare(event)
-        if self._ledger.admit_nowait(delivery, now=delivery.get_loop().time()):
+        if self._ledger.admit_nowait(delivery, now=workers.now()):
             self._enqueue(workers, delivery)
         elif self._when_full == "drop":
             self._drop(delivery)
@@ -327,7 +327,7 @@ class Emitter:
             raise self._full_error()
         else:
             await self._ledger.wait_for_room(len(delivery.wire))
-            self._ledger.admit_granted(delivery, now=delivery.get_loop().time())
+            self._ledger.admit_granted(delivery, now=workers.now())
             self._enqueue(workers, delivery)
         return delivery
 
@@ -340,7 +340,7 @@ class Emitter:
         """
         workers = self._check_open()
         delivery = self._prepare(event)
-        if self._ledger.admit_nowait(delivery, now=delivery.get_loop().time()):
+        if self._ledger.admit_nowait(delivery, now=workers.now()):
             self._enqueue(workers, delivery)
         elif self._when_full == "drop":
             self._drop(delivery)
@@ -414,12 +414,17 @@ class Emitter:
     # Checks and views.
 
     def _check_open(self) -> FlushWorkers:
+        if (
+            self._state == "open"
+            and asyncio._get_running_loop() is self._loop
+            and self._process is _this_process
+            and self._workers is not None
+        ):
+            return self._workers
         if self._state == "new":
             raise _not_started_error()
-        workers = self._check_context()
-        if self._state != "open":
-            raise closed_error()
-        return workers
+        self._check_context()
+        raise closed_error()
 
     def _check_context(self) -> FlushWorkers:
         """That this is the loop, thread and process the emitter was started in."""

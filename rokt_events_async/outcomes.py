@@ -57,17 +57,14 @@ class Delivery(asyncio.Future[Receipt]):
         if self.done():
             return
         try:
-            self._tell(outcome)
+            if isinstance(outcome, Receipt):
+                self.set_result(outcome)
+            else:
+                self.set_exception(outcome)
+                self.exception()  # Marks it as seen: a delivery that nobody awaits makes no noise.
         except RuntimeError:
             if not self.get_loop().is_closed():
                 raise
-
-    def _tell(self, outcome: Receipt | DeliveryError) -> None:
-        if isinstance(outcome, Receipt):
-            self.set_result(outcome)
-        else:
-            self.set_exception(outcome)
-            self.exception()  # Marks it as seen: a delivery that nobody awaits makes no noise.
 
 
 @attrs.frozen

@@ -39,7 +39,7 @@ async def test_a_fault_while_telling_is_raised(monkeypatch: pytest.MonkeyPatch) 
     def fail(self: Delivery, outcome: object) -> None:
         raise RuntimeError("a planted fault")
 
-    monkeypatch.setattr(Delivery, "_tell", fail)
+    monkeypatch.setattr(Delivery, "set_result", fail)
     delivery = Delivery(event(), b"", loop=asyncio.get_running_loop())
     with pytest.raises(RuntimeError, match="a planted fault"):
         delivery.settle(Receipt(delivery.event, 1, False))
