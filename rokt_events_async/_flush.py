@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import math
@@ -70,7 +71,7 @@ _RESTART: Final = 0.1
 class _Part:
     """Events that travel together, and the history they share."""
 
-    __slots__ = ("attempts", "deliveries", "failures", "is_lost", "is_resent", "request", "status")
+    __slots__ = ("attempts", "deliveries", "failures", "halves", "is_lost", "is_resent", "request", "status")
 
     def __init__(self, deliveries: list[Delivery]) -> None:
         self.deliveries = deliveries
@@ -83,6 +84,8 @@ class _Part:
         """Whether they were sent again after that."""
         self.request: Request | None = None
         """The request whose consequences are not drawn yet."""
+        self.halves: tuple[_Part, ...] = ()
+        """What goes on in its place, if it was refused as a whole."""
 
     def may_be_accepted(self) -> bool:
         return self.is_lost or (self.request is not None and self.request.went_out)
@@ -92,9 +95,9 @@ class _Part:
         del self.deliveries[: len(overdue)]
         return overdue
 
-    def halves(self) -> tuple[_Part, _Part]:
+    def halve(self) -> None:
         middle = (len(self.deliveries) + 1) // 2
-        return self._with(self.deliveries[:middle]), self._with(self.deliveries[middle:])
+        self.halves = (self._with(self.deliveries[:middle]), self._with(self.deliveries[middle:]))
 
     def _with(self, deliveries: list[Delivery]) -> _Part:
         part = _Part(deliveries)
@@ -307,9 +310,12 @@ class FlushWorkers:
         parts = [_Part(deliveries)]
         try:
             while parts:
-                halves = await self._carry_part(parts[-1])
+                part = parts[-1]
+                wait = await self._attempt(part)
+                if wait is not None:
+                    await _retry.repeat(functools.partial(self._attempt, part), wait=wait)
                 parts.pop()
-                parts.extend(reversed(halves))
+                parts.extend(reversed(part.halves))
         except Exception as fault:  # noqa: BLE001 -- whatever the fault, its events are to be settled
             _log_fault(fault)
             self._interrupt(parts, "a fault in the library, see the log")
@@ -323,24 +329,29 @@ class FlushWorkers:
             part.is_lost = part.may_be_accepted()
             self._give_up(part, pending, reason)
 
-    async def _carry_part(self, part: _Part) -> tuple[_Part, ...]:
-        """Sends a part until it is settled. Returns the halves if it has to go on as two."""
-        halves: tuple[_Part, ...] = ()
+    async def _attempt(self, part: _Part) -> float | None:
+        """Sends a part, and settles what that settles. Returns the wait before it is sent again, if it is."""
+        self._drop_overdue(part)
+        self._drop_expired(part)
+        if not part.deliveries:
+            return None
+        request = self._next_request(part)
+        self.in_flight += 1
+        try:
+            reply = await self._transport.post(request)
+        finally:
+            self.in_flight -= 1
+        return self._on_reply(part, reply)
 
-        async def attempt() -> float | None:
-            nonlocal halves
-            self._drop_overdue(part)
-            self._drop_expired(part)
-            if not part.deliveries:
-                return None
-            reply = await self._post(part)
-            if isinstance(reply, Reply) and judge(reply.status) is Meaning.REFUSED:
-                halves = self._on_refused(part, reply)
-                return None
-            return self._on_reply(part, reply)
-
-        await _retry.repeat(attempt)
-        return halves
+    def _next_request(self, part: _Part) -> Request:
+        part.request = Request(_wire.join([delivery.wire for delivery in part.deliveries]))
+        part.attempts += 1
+        self.requests += 1
+        self.retries += part.failures > 0
+        if part.is_lost and not part.is_resent:
+            part.is_resent = True
+            self._ledger.possible_duplicates += len(part.deliveries)
+        return part.request
 
     def _drop_overdue(self, part: _Part) -> None:
         is_overdue = self._overdue_by(self._loop.time())
@@ -358,31 +369,19 @@ class FlushWorkers:
             error = DeliveryUnconfirmedError if part.is_lost else EventExpiredError
             self._end(part, delivery, error, "it became older than 3 days before it could be sent")
 
-    async def _post(self, part: _Part) -> Reply | NoReply:
-        part.request = Request(_wire.join([delivery.wire for delivery in part.deliveries]))
-        part.attempts += 1
-        self.requests += 1
-        self.retries += part.failures > 0
-        if part.is_lost and not part.is_resent:
-            part.is_resent = True
-            self._ledger.possible_duplicates += len(part.deliveries)
-        self.in_flight += 1
-        try:
-            reply = await self._transport.post(part.request)
-        finally:
-            self.in_flight -= 1
-        part.status = reply.status if isinstance(reply, Reply) else part.status
-        return reply
-
     # What a reply does to a part.
 
     def _on_reply(self, part: _Part, reply: Reply | NoReply) -> float | None:
         """Settles what the reply settles. Returns the wait before the part is sent again, if it is."""
         if isinstance(reply, NoReply):
             return self._on_no_reply(part, reply)
+        part.status = reply.status
         match judge(reply.status):
             case Meaning.ANSWERED:
                 self._on_answer(part, reply)
+                return None
+            case Meaning.REFUSED:
+                self._on_refused(part, reply)
                 return None
             case Meaning.CREDENTIALS:
                 self._on_credentials_refused(part, reply)
@@ -433,17 +432,17 @@ class FlushWorkers:
                 what = "its answer cannot be read" if reply.body is None else "its answer does not tell"
                 self._end(part, delivery, DeliveryUnconfirmedError, f"HTTP {reply.status}, {what}")
 
-    def _on_refused(self, part: _Part, reply: Reply) -> tuple[_Part, ...]:
+    def _on_refused(self, part: _Part, reply: Reply) -> None:
         """One event may have spoilt the request for all: it is looked for by halving."""
         part.request = None
         if len(part.deliveries) > 1:
             self._refusals += 1
             if self._refusals <= _MAX_REFUSALS:
-                return part.halves()
+                part.halve()
+                return
         errors = self._read_errors(reply)
         for delivery in part.deliveries:
             self._reject(part, delivery, errors)
-        return ()
 
     def _on_credentials_refused(self, part: _Part, reply: Reply) -> None:
         credentials = self._credentials

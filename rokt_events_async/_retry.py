@@ -44,11 +44,8 @@ def next_wait(policy: RetryPolicy, *, retry_after: float, random: Random) -> flo
     return max(random.uniform(*policy.wait), retry_after)
 
 
-async def repeat(attempt: Callable[[], Awaitable[float | None]]) -> None:
-    """Calls `attempt` again after as many seconds as it returned, until it returns `None`."""
-    wait = await attempt()
-    if wait is None:
-        return
+async def repeat(attempt: Callable[[], Awaitable[float | None]], *, wait: float) -> None:
+    """Waits, and calls `attempt`; again after as many seconds as it returned, until it returns `None`."""
     first = [wait]
 
     async def again() -> float | None:

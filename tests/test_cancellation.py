@@ -458,7 +458,7 @@ async def test_an_exit_in_a_worker_settles_its_batch(
     async def leave(_: Any) -> Any:
         raise SystemExit(3)
 
-    monkeypatch.setattr(emitter._workers, "_post", leave)
+    monkeypatch.setattr(emitter._workers, "_attempt", leave)
     with pytest.raises(SystemExit):
         await emitter._workers._carry(batch[1])
 
