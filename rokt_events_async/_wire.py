@@ -200,6 +200,18 @@ class Answer:
     unprocessed: tuple[Unprocessed, ...]
 
 
+def says_all_processed(body: bytes | None, count: int) -> bool:
+    """Whether the body of a 2xx is the ordinary one: so many processed, and nothing else to be said."""
+    try:
+        root = orjson.loads(body or b"")
+    except orjson.JSONDecodeError:
+        return False
+    if type(root) is not dict:
+        return False
+    processed = root.get("processedEventsCount")
+    return type(processed) is int and processed == count and root.get("unprocessedEvents") == []
+
+
 def read_answer(body: bytes | None) -> Answer | None:
     """The body of a 2xx, or `None` if it cannot be read."""
     root = _read_object(body)
