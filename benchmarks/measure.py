@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import attrs
 from rich.console import Console
@@ -83,7 +83,7 @@ def _digits(value: float) -> str:
 class Stopwatch:
     """Wall time and processor time of this process, with a clean heap to begin with."""
 
-    def __enter__(self) -> Stopwatch:
+    def __enter__(self) -> Self:
         gc.collect()
         self._cpu, self._wall = time.process_time(), time.perf_counter()
         return self

@@ -58,8 +58,8 @@ class _Answering(asyncio.Protocol):
         self._counts.events += count
         answer = b'{"processedEventsCount":%d,"unprocessedEvents":[],"success":true}' % count
         whole = (
-            b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\nContent-Length: %d\r\n\r\n%b"
-            % (len(answer), answer)
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(answer), answer)
         )
         if self._latency:
             asyncio.get_running_loop().call_later(self._latency, self._transport.write, whole)

@@ -71,13 +71,25 @@ _RESTART: Final = 0.1
 class _Part:
     """Events that travel together, and the history they share."""
 
-    __slots__ = ("attempts", "deliveries", "failures", "halves", "is_lost", "is_resent", "request", "status")
+    __slots__ = (
+        "attempts",
+        "deliveries",
+        "failures",
+        "halves",
+        "is_lost",
+        "is_resent",
+        "reason",
+        "request",
+        "status",
+    )
 
     def __init__(self, deliveries: list[Delivery]) -> None:
         self.deliveries = deliveries
         self.attempts = 0
         self.failures = 0
         self.status: int | None = None
+        self.reason = ""
+        """Why the last attempt failed, in words."""
         self.is_lost = False
         """Whether an answer was lost, so that its events may have been accepted."""
         self.is_resent = False
@@ -102,7 +114,7 @@ class _Part:
     def _with(self, deliveries: list[Delivery]) -> _Part:
         part = _Part(deliveries)
         part.attempts, part.failures, part.status = self.attempts, self.failures, self.status
-        part.is_lost, part.is_resent = self.is_lost, self.is_resent
+        part.is_lost, part.is_resent, part.reason = self.is_lost, self.is_resent, self.reason
         return part
 
 
@@ -327,7 +339,7 @@ class FlushWorkers:
         for part in reversed(parts):
             pending = [delivery for delivery in part.deliveries if delivery.generation is not None]
             part.is_lost = part.may_be_accepted()
-            self._give_up(part, pending, reason)
+            self._give_up(part, pending, f"{reason}, after {part.reason}" if part.reason else reason)
 
     async def _attempt(self, part: _Part) -> float | None:
         """Sends a part, and settles what that settles. Returns the wait before it is sent again, if it is."""
@@ -393,7 +405,7 @@ class FlushWorkers:
                 return self._again(part, f"HTTP {reply.status}", reply)
             case _:
                 reasons = _in_words(self._read_errors(reply))
-                self._give_up(part, part.deliveries, f"HTTP {reply.status}{reasons}")
+                self._give_up(part, part.deliveries, f"HTTP {reply.status}{_hint(reply.status)}{reasons}")
                 return None
 
     def _on_no_reply(self, part: _Part, reply: NoReply) -> float | None:
@@ -409,8 +421,10 @@ class FlushWorkers:
         """The wait before the next attempt; whoever cannot have one is given up before the wait."""
         part.request = None
         part.failures += 1
+        part.reason = reason
         if self._policy.max_attempts is not None and part.failures >= self._policy.max_attempts:
-            self._give_up(part, part.deliveries, f"{reason}, {part.failures} failed attempts")
+            attempts = "1 failed attempt" if part.failures == 1 else f"{part.failures} failed attempts"
+            self._give_up(part, part.deliveries, f"{reason}, {attempts}")
             return None
         value = reply.headers.get("Retry-After") if reply else None
         retry_after = _retry.parse_retry_after(value, now=self._clock())
@@ -522,6 +536,12 @@ def _log_fault(fault: BaseException) -> None:
 def _time(delivery: Delivery) -> datetime:
     assert delivery.event.event_time is not None, "an event is stamped when it is accepted"
     return delivery.event.event_time
+
+
+def _hint(status: int) -> str:
+    if 300 <= status <= 399:
+        return ", redirects are not followed"
+    return ", is the endpoint right?" if status in (404, 405) else ""
 
 
 def _in_words(errors: tuple[ApiError, ...]) -> str:

@@ -264,6 +264,8 @@ def _found_closed(error: Exception) -> bool:
 
 def _describe(error: Exception) -> str:
     """What went wrong, without what the exception carries: its type, and the system's own words."""
+    if isinstance(error, aiohttp.ClientResponseError):
+        return "the answer was no HTTP"
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     words = cause.strerror if isinstance(cause, OSError) else None
     return f"{type(error).__name__}: {words}" if words else type(error).__name__

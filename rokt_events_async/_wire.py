@@ -18,7 +18,7 @@ from cattrs.gen import make_dict_unstructure_fn, override
 from cattrs.preconf.orjson import make_converter
 
 from rokt_events_async.errors import ApiError, EventProblem, InvalidEventError
-from rokt_events_async.events import NameValuePair, PartnerEvent, problem
+from rokt_events_async.events import NameValuePair, PartnerEvent, problem, unchecked_pair
 
 ENVELOPE: Final = (b'{"events":[', b"]}")
 
@@ -82,26 +82,13 @@ def join(events: Iterable[bytes]) -> bytes:
 # Models and dictionaries, through cattrs.
 
 
-def _structure_pair(data: Any, _type: type[NameValuePair]) -> NameValuePair:
-    """A pair in either case: the specification's table says `Name`, its example `name`."""
-    if not isinstance(data, Mapping):
-        raise InvalidEventError((problem("metadata", data, "must be pairs of name and value"),))
-    lowered = {str(key).lower(): value for key, value in data.items()}
-    if unknown := sorted(set(lowered) - {"name", "value"}):
-        raise InvalidEventError((problem("metadata", unknown, "must be pairs of name and value only"),))
-    values: Any = lowered.get("name"), lowered.get("value")
-    return NameValuePair(*values)
-
-
 def _structure_event(data: Any, _type: type[PartnerEvent]) -> PartnerEvent:
     """Hands every value on as it is, so that the model reports all problems at once."""
     if not isinstance(data, Mapping):
         raise InvalidEventError((problem("event", data, "must be a mapping of the wire's names"),))
-    problems = [
-        problem("event", key, f"has an unknown name; known are {', '.join(NAMES.values())}")
-        for key in data
-        if key not in NAMES.values()
-    ]
+    problems: list[EventProblem] = []
+    if unknown := [key for key in data if key not in NAMES.values()]:
+        problems.append(problem("event", unknown, f"must have no names but {', '.join(NAMES.values())}"))
     values: dict[str, Any] = {field: data.get(name) for field, name in NAMES.items()}
     values["metadata"], found = _structure_metadata(values["metadata"])
     problems += found
@@ -117,15 +104,19 @@ def _structure_event(data: Any, _type: type[PartnerEvent]) -> PartnerEvent:
 
 
 def _structure_metadata(data: Any) -> tuple[Any, list[EventProblem]]:
+    """Pairs in either case: the specification's table says `Name`, its example `name`."""
     if not isinstance(data, (list, tuple)):
         return data, []
     pairs: list[NameValuePair] = []
     problems: list[EventProblem] = []
-    for item in data:
-        try:
-            pairs.append(CONVERTER.structure(item, NameValuePair))
-        except InvalidEventError as error:
-            problems += error.errors
+    for index, item in enumerate(data):
+        lowered = (
+            {str(key).lower(): value for key, value in item.items()} if isinstance(item, Mapping) else {}
+        )
+        if lowered and not lowered.keys() - {"name", "value"}:
+            pairs.append(unchecked_pair(lowered.get("name"), lowered.get("value")))
+        else:
+            problems.append(problem(f"metadata[{index}]", item, "must have a name and a value, nothing else"))
     return tuple(pairs), problems
 
 
@@ -153,7 +144,6 @@ def _make_converter() -> Any:
         return {name: wire[name] for name in NAMES.values() if name in wire}
 
     converter.register_unstructure_hook(PartnerEvent, unstructure)
-    converter.register_structure_hook(NameValuePair, _structure_pair)
     converter.register_structure_hook(PartnerEvent, _structure_event)
     return converter
 

@@ -49,10 +49,13 @@ _BAD_EVENTS: Final = 5
 _EXAMPLES: Final = 3
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="rokt-events")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Tries and tests rokt_events_async without Rokt."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

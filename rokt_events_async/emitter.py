@@ -33,6 +33,7 @@ from rokt_events_async._ledger import Ledger, closed_error
 from rokt_events_async._transport import HttpTransport, Transport
 from rokt_events_async.errors import (
     DeliveryFailedError,
+    EmitterClosedError,
     EmitterNotStartedError,
     InvalidEventError,
     InvalidSettingError,
@@ -177,7 +178,7 @@ class Emitter:
             self._check_context()
             return
         if self._state != "new":
-            raise closed_error()
+            raise EmitterClosedError("a closed emitter cannot be started again: construct another one")
         loop = asyncio.get_running_loop()
         session_loop = getattr(self._session, "_loop", loop)
         if session_loop is not loop:
@@ -242,8 +243,8 @@ class Emitter:
         if self._state == "new":
             self._state = "closed"
             return DrainReport()
-        if self._state == "closed" and self._drain is None:
-            return DrainReport()
+        if self._state == "closed":
+            return DrainReport() if self._drain is None else self._drain.result()
         workers = self._check_context()
         if self._drain is None:
             self._state = "closing"
@@ -255,12 +256,15 @@ class Emitter:
         except asyncio.CancelledError:
             if self._close_waiters == 1:
                 self._hurry.set()
-                while self._state != "closed":
+                while not self._is_closed():
                     with contextlib.suppress(asyncio.CancelledError):
                         await self._drained(workers)
             raise
         finally:
             self._close_waiters -= 1
+
+    def _is_closed(self) -> bool:
+        return self._state == "closed"
 
     def _start_drain(self, workers: FlushWorkers, seconds: float) -> None:
         self._drain = asyncio.Task(self._run_drain(workers, seconds), name="rokt-events-drain")
@@ -287,7 +291,10 @@ class Emitter:
         await workers.stop()
         await self._close_transport()
         self._state = "closed"
-        return self._ledger.report()
+        report = self._ledger.report()
+        if report.undelivered:
+            _log.warning("closed with %d events undelivered: %r", len(report.undelivered), report)
+        return report
 
     async def _close_transport(self) -> None:
         assert self._transport is not None
@@ -423,13 +430,14 @@ class Emitter:
             return self._workers
         if self._state == "new":
             raise _not_started_error()
-        self._check_context()
+        if self._state != "closed":
+            self._check_context()
         raise closed_error()
 
     def _check_context(self) -> FlushWorkers:
         """That this is the loop, thread and process the emitter was started in."""
         if asyncio._get_running_loop() is not self._loop or self._process is not _this_process:
-            raise WrongContextError(_describe_context(self._process))
+            raise WrongContextError(_describe_context(self._process, self._loop))
         assert self._workers is not None
         return self._workers
 
@@ -482,12 +490,14 @@ def _not_started_error() -> EmitterNotStartedError:
     return EmitterNotStartedError("the emitter is not started: use `async with emitter`, or `await start()`")
 
 
-def _describe_context(process: _Process) -> str:
+def _describe_context(process: _Process, loop: asyncio.AbstractEventLoop | None) -> str:
     if process is not _this_process:
         return (
             f"the emitter was started in process {process.pid}, and this is process {_this_process.pid}: "
             "construct it before a fork, and start it in each child"
         )
+    if loop is not None and loop.is_closed():
+        return "the event loop in which the emitter was started is closed: construct another emitter"
     return (
         "the emitter was started in another event loop or thread; from another thread use "
         "asyncio.run_coroutine_threadsafe(emitter.deliver(event), loop)"

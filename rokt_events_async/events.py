@@ -90,13 +90,13 @@ def _to_pairs(value: Metadata) -> tuple[NameValuePair, ...]:
     if value is None:
         return ()
     if type(value) is dict or isinstance(value, Mapping):
-        return tuple([_pair(name, text) for name, text in value.items()])
+        return tuple([unchecked_pair(name, text) for name, text in value.items()])
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
         return tuple(value)
     return value
 
 
-def _pair(name: Any, value: Any) -> NameValuePair:
+def unchecked_pair(name: Any, value: Any) -> NameValuePair:
     """A pair that its event checks, rather than itself: its problems belong to the event's."""
     pair = _new(NameValuePair)
     _set_name(pair, name)

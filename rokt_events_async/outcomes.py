@@ -80,7 +80,9 @@ class DrainReport:
     expired: int = 0
     failed: int = 0
     unconfirmed: int = 0
-    undelivered: tuple[DeliveryError, ...] = ()
+    undelivered: tuple[DeliveryError, ...] = attrs.field(
+        default=(), repr=lambda errors: f"<{len(errors)} errors>"
+    )
 
 
 @attrs.frozen

@@ -171,8 +171,8 @@ class Credentials:
 def _check_wait(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if not isinstance(value, tuple) or len(value) != 2:
         _refuse("wait", "a pair (shortest, longest) of seconds", value)
-    shortest = check_number("wait[0]", value[0], at_least=0)
-    check_number("wait[1]", value[1], at_least=shortest)
+    shortest = check_number("wait[0], the shortest,", value[0], at_least=0)
+    check_number("wait[1], the longest,", value[1], at_least=shortest)
 
 
 @attrs.frozen

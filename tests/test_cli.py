@@ -70,7 +70,7 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     asyncio.run(try_it())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["demo", "-h"], ["sandbox", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["demo", "-h"], ["sandbox", "--help"], ["--version"]])
 def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Exit status 0, and what one wanted to know."""
     status, _ = run(*arguments)
@@ -219,7 +219,7 @@ def test_the_sandbox_command_in_this_process(
     printed = capsys.readouterr().out
 
     assert posted == [401]
-    assert "#1  401  0/0 accepted  SandboxUnauthorized" in printed
+    assert "#1  401  refused  SandboxUnauthorized" in printed
     assert "stopped after 1 requests" in printed
 
 

@@ -248,7 +248,7 @@ async def test_the_422_example(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert {receipt.attempts for receipt in receipts} == {2}
     assert [request.status for request in sandbox.requests] == [422, 200, 200]
-    assert str(sandbox.requests[0]) == "#1  422  0/0 accepted  TooManyEvents"
+    assert str(sandbox.requests[0]) == "#1  422  refused  TooManyEvents"
 
 
 async def test_the_400_example() -> None:

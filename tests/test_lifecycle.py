@@ -68,8 +68,10 @@ async def test_before_start() -> None:
         emitter.track_nowait(event())
 
     assert await emitter.aclose() == DrainReport()
-    with pytest.raises(EmitterClosedError):
+    with pytest.raises(EmitterClosedError, match="cannot be started again"):
         await emitter.start()
+    with pytest.raises(EmitterClosedError):
+        await emitter.track(event())
 
 
 async def test_after_close(sandbox: Sandbox) -> None:
@@ -168,6 +170,24 @@ async def test_use_from_another_thread(sandbox: Sandbox) -> None:
                 await asyncio.to_thread(asyncio.run, call)
 
         assert emitter.stats.accepted == 0
+
+
+def test_use_after_its_loop_has_ended() -> None:
+    """The error does not send anybody to a loop that is gone; a closed emitter keeps its report."""
+    left_open, closed = (Emitter(CREDENTIALS, endpoint="http://127.0.0.1:9/") for _ in range(2))
+
+    async def start() -> None:
+        await left_open.start()
+        await closed.start()
+        await closed.aclose()
+        assert left_open._transport is not None
+        await left_open._transport.aclose()
+
+    asyncio.run(start())
+    with pytest.raises(WrongContextError, match="in which the emitter was started is closed"):
+        asyncio.run(left_open.aclose())
+    assert asyncio.run(closed.aclose()) == DrainReport()
+    left_open._state = "closed"  # There is no loop left to close it in.
 
 
 async def test_from_another_thread_as_the_error_says(sandbox: Sandbox) -> None:
@@ -400,8 +420,11 @@ def test_sigterm(times: int) -> None:
         stop=stop,
     )
 
-    assert (status, err) == (0, "")
+    assert status == 0
     assert out.splitlines()[-1] == ("2 2" if times == 1 else "0 2")
+    lost = "closed with 2 events undelivered: DrainReport(delivered=0, rejected=0, expired=0, failed="
+    assert err.startswith("" if times == 1 else lost)
+    assert err.count("\n") == times - 1
 
 
 async def test_an_emitter_left_open_warns() -> None:

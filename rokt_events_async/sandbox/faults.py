@@ -113,10 +113,13 @@ class Fault:
         return self.act not in (Act.RESET_BEFORE, Act.RESET_DURING)
 
     def __str__(self) -> str:
+        for name, fault in FAULTS.items():
+            if fault == self:
+                return name
         if self.act is Act.STATUS:
             return str(self.status)
         if self.act is Act.ANSWER:
-            return "wrong count" if self.count_offset else "slow" if self.delay else "none"
+            return "wrong-count" if self.count_offset else "slow" if self.delay else "none"
         return str(self.act.value)
 
 

@@ -74,11 +74,8 @@ class RecordedRequest:
         codes = sorted({problem.code for event in self.events for problem in event.errors})
         if self.refusal is not None:
             codes = [self.refusal.problem.code]
-        parts = [
-            f"#{self.number}",
-            f"{self.status or 'no answer'}",
-            f"{accepted}/{len(self.events)} accepted",
-        ]
+        verdict = "refused" if self.refusal is not None else f"{accepted}/{len(self.events)} accepted"
+        parts = [f"#{self.number}", f"{self.status or 'no answer'}", verdict]
         if self.fault != Fault():
             parts.append(f"fault: {self.fault}")
         return "  ".join(parts + codes)
@@ -93,7 +90,7 @@ class Sandbox:
         credentials: The only right ones; made up if left out.
         host: A loopback address to listen on.
         port: 0 takes a free one.
-        echo: The form of its answers; `Echo.of(…)` takes names.
+        echo: The form of its answers: a name of `ECHO_FORMS`, or `Echo.of(…)` for several.
         script: What goes wrong with the first requests, in order: names of `FAULTS`, statuses, `Fault`
             objects, `None` for a normal answer.
         faults: What goes wrong after that, and how often: the same, with a rate from 0 to 1 each.
@@ -105,6 +102,7 @@ class Sandbox:
 
     Raises:
         ValueError: An argument is out of bounds.
+        TypeError: An argument is of another type altogether.
     """
 
     def __init__(
@@ -113,7 +111,7 @@ class Sandbox:
         credentials: Credentials | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
-        echo: Echo = Echo(),  # noqa: B008 -- frozen
+        echo: Echo | str = Echo(),  # noqa: B008 -- frozen
         script: Iterable[Fault | int | str | None] = (),
         faults: Mapping[Any, float] | None = None,
         latency: float | tuple[float, float] = 0.0,
@@ -128,7 +126,11 @@ class Sandbox:
             tag_id="1234567890",
         )
         self._host, self._port = _check_host(host), port
-        self._echo = echo
+        self._echo = Echo.of(echo) if isinstance(echo, str) else echo
+        if isinstance(script, (str, Fault)) or not isinstance(script, Iterable):
+            raise TypeError(f"script must be a list of faults, got {script!r}")
+        if not isinstance(faults, Mapping | None):
+            raise TypeError(f"faults must be a mapping of fault and rate, got {faults!r}")
         self._random = random.Random(seed)  # noqa: S311 -- bad luck, no secret
         self._plan = FaultPlan(
             script=script,
@@ -150,7 +152,10 @@ class Sandbox:
 
         Raises:
             OSError: The port is taken.
+            RuntimeError: It is serving already.
         """
+        if self._runner is not None:
+            raise RuntimeError(f"the sandbox is serving already, at {self.url}")
         app = web.Application(client_max_size=0)
         app.router.add_post(PATH, self._handle)
         self._stopping = asyncio.Event()

@@ -89,7 +89,10 @@ def test_which_faults_take_the_events() -> None:
 
 def test_names_of_faults() -> None:
     """As a log shows them."""
-    assert str(Fault.answer(503, retry_after="2")) == "503"
+    assert str(Fault.answer(503, retry_after="2")) == "503-retry-after"
+    assert str(Fault.answer(503, retry_after="3")) == "503"
+    assert str(Fault.of("504-processed")) == "504-processed"
     assert Fault.answer(503, retry_after="2").headers == (("Retry-After", "2"),)
-    assert str(Fault(count_offset=1)) == "wrong count"
+    assert str(Fault(count_offset=1)) == "count-too-high"
+    assert str(Fault(count_offset=7)) == "wrong-count"
     assert str(Fault(act=Act.RESET_AFTER)) == "reset-after"

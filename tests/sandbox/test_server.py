@@ -79,7 +79,7 @@ async def test_its_record_has_every_request_and_every_verdict(sandbox: Sandbox) 
     assert (second.refusal and second.refusal.status, second.events, second.body) == (400, (), b"not json")
     assert sandbox.credentials.secret not in repr(sandbox.requests)
     assert str(first) == "#1  207  1/2 accepted  InvalidEventType"
-    assert str(second) == "#2  400  0/0 accepted  InvalidRequestPayload"
+    assert str(second) == "#2  400  refused  InvalidRequestPayload"
 
 
 async def test_what_a_fault_takes_is_on_record(sandbox: Sandbox) -> None:
@@ -138,6 +138,31 @@ async def test_loopback_in_all_its_names(host: str) -> None:
         if host != "::1":
             raise
         missing(f"no IPv6 on this machine: {error}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"echo": "loud"}, "echo must be one of default"),
+        ({"script": 503}, "script must be a list of faults, got 503"),
+        ({"script": "503"}, "script must be a list of faults, got '503'"),
+        ({"faults": [503]}, r"faults must be a mapping of fault and rate, got \[503\]"),
+    ],
+)
+def test_arguments_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
+    """Said at once, rather than at the first request."""
+    with pytest.raises((ValueError, TypeError), match=message):
+        Sandbox(**settings)
+
+
+async def test_a_form_can_be_named(sandbox: Sandbox) -> None:
+    """As on the command line; and a sandbox serves once at a time."""
+    async with Sandbox(echo="pascal-case") as named:
+        _, answer = await post(named, body({}))
+        with pytest.raises(RuntimeError, match="serving already, at http://127.0.0.1:"):
+            await named.start()
+
+    assert list(answer) == ["ProcessedEventsCount", "UnprocessedEvents", "Success"]
 
 
 async def test_a_port_that_is_taken(sandbox: Sandbox) -> None:
