@@ -6,7 +6,6 @@ It counts requests and events, and answers as the API would, so that what is mea
 from __future__ import annotations
 
 import asyncio
-import json
 import multiprocessing
 import time
 from collections.abc import Iterator
@@ -121,8 +120,3 @@ def sink(mark: bytes = MARKS[0], latency: float = 0.0) -> Iterator[Sink]:
         process.join(5)
         if process.is_alive():
             process.terminate()
-
-
-def describe(counts: Counts) -> str:
-    """As JSON, for a log."""
-    return json.dumps(attrs.asdict(counts))

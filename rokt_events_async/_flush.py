@@ -153,7 +153,7 @@ class FlushWorkers:
         self._loop = loop
         self.now = loop.time
         self._context = context
-        self._workers: set[asyncio.Task[None]] = set()
+        self._workers: dict[asyncio.Task[None], None] = {}  # In order: a set's would be by address.
         self._wake_timer: asyncio.TimerHandle | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._is_stopping = False
@@ -176,7 +176,7 @@ class FlushWorkers:
         task = asyncio.Task(
             self._work(), loop=self._loop, name="rokt-events-flush", context=self._context.copy()
         )
-        self._workers.add(task)
+        self._workers[task] = None
         task.add_done_callback(self._on_worker_done)
 
     @property
@@ -205,7 +205,7 @@ class FlushWorkers:
         self.start_one()
 
     def _on_worker_done(self, task: asyncio.Task[None]) -> None:
-        self._workers.discard(task)
+        del self._workers[task]
         if not self._workers and self._sweep_timer is not None:
             self._sweep_timer.cancel()
             self._sweep_timer = None

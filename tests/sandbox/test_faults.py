@@ -96,3 +96,4 @@ def test_names_of_faults() -> None:
     assert str(Fault(count_offset=1)) == "count-too-high"
     assert str(Fault(count_offset=7)) == "wrong-count"
     assert str(Fault(act=Act.RESET_AFTER)) == "reset-after"
+    assert str(Fault(act=Act.DRIP, delay=7.0)) == "drip"

@@ -1,0 +1,183 @@
+"""What a session costs when there are many: 1,000 to 1,000,000 open at once, one event each.
+
+The emitter posts to nobody here (a transport of the benchmark's own answers at once), so that what is
+measured is the library: processor time an event, memory a pending event, and the longest time any
+callback held the loop meanwhile. Each size runs in a process of its own, with the collector off and on;
+with it on, a full collection holds the loop whatever the library does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from benchmarks.measure import Spread, save, show, steady_heap
+from rokt_events_async import Credentials, Emitter, EventType, PartnerEvent
+from rokt_events_async._answers import Reply
+from rokt_events_async._transport import Request
+
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
+TURN = 50
+"""Events tracked between two turns of the loop, as handlers would."""
+
+
+class Nobody:
+    """Answers, once the gate is open, that everything was processed; the loop turns, as for a socket."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+
+    async def post(self, request: Request) -> Reply:
+        await self.gate.wait()
+        await asyncio.sleep(0)
+        request.went_out = True
+        count = request.body.count(b'"eventType"')
+        answer = b'{"processedEventsCount":%d,"unprocessedEvents":[],"success":true}' % count
+        return Reply(200, {}, answer)
+
+    async def aclose(self) -> None:
+        """Holds nothing."""
+
+
+class Holds:
+    """The longest time a single callback held the loop, the benchmark's own producer aside."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self.is_counting = False
+        run = asyncio.Handle._run
+
+        def timed(handle: asyncio.Handle) -> None:
+            if not self.is_counting:
+                return run(handle)  # type: ignore[func-returns-value]
+            started = time.perf_counter()
+            run(handle)
+            self.longest = max(self.longest, time.perf_counter() - started)
+            return None
+
+        asyncio.Handle._run = timed  # type: ignore[method-assign]
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+async def measure(sessions: int, per_session: int, *, collector: bool) -> dict[str, Any]:
+    """Fills the queue, with the interval far off, then flushes it."""
+    events = sessions * per_session
+    settings: dict[str, Any] = {
+        "max_pending": events,
+        "max_pending_bytes": events * 1000,
+        "flush_interval": 100.0,
+    }
+    credentials = Credentials(pub_id="rpub-bench", secret="rsec-bench", tag_id="1")
+    holds = Holds()
+    gc.collect()
+    gc.freeze()
+    if not collector:
+        gc.disable()
+    nobody = Nobody()
+    settings |= {"request_timeout": 1000.0, "_transport": nobody}
+    async with Emitter(credentials, **settings) as emitter:
+        before = resident()
+        holds.is_counting = True
+        cpu = time.process_time()
+        for number in range(events):
+            session = number % sessions
+            await emitter.track(
+                PartnerEvent(
+                    event_type=EventType.SIGNAL_IMPRESSION,
+                    session_id=f"aec20024-8d23-46be-95f3-{session:012x}",
+                    parent_guid=f"58bcbaa0-e13c-4a3d-84cd-{number:012x}",
+                    client_unique_id="10f7d87b-e879-47b2-9638-a667e63beae2",
+                    metadata={"AdditionalData": "ImpressionSlot"},
+                )
+            )
+            if number % TURN == 0:
+                await asyncio.sleep(0)
+        tracked = time.process_time() - cpu
+        pending = emitter.stats.pending
+        memory = resident() - before
+        nobody.gate.set()
+        await emitter.flush()
+        total = time.process_time() - cpu
+        assert emitter.stats.delivered == events
+    return {
+        "track_us": tracked / events * 1e6,
+        "total_us": total / events * 1e6,
+        "bytes_a_pending_event": memory / pending if pending else None,
+        "longest_hold_ms": holds.longest * 1e3,
+    }
+
+
+def in_a_process(sessions: int, per_session: int, *, collector: bool) -> dict[str, Any]:
+    arguments = [str(sessions), str(per_session), "on" if collector else "off"]
+    command = [sys.executable, "-m", "benchmarks.scale", "--one", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    measured: dict[str, Any] = json.loads(done.stdout)
+    return measured
+
+
+@click.command()
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--quick", is_flag=True, help="Up to 100,000 sessions, the collector off.")
+@click.option("--one", nargs=3, hidden=True)
+def main(rounds: int, quick: bool, one: tuple[str, str, str] | None) -> None:  # noqa: FBT001 -- by click
+    """Measures what many sessions cost; the ratio is to the smallest size of the same round."""
+    steady_heap()
+    if one:
+        sessions, per_session, collector = one
+        print(json.dumps(asyncio.run(measure(int(sessions), int(per_session), collector=collector == "on"))))
+        return
+    console = Console(soft_wrap=True)
+    sizes = SIZES[:3] if quick else SIZES
+    cases = [(size, 1, collector) for collector in ((False,) if quick else (False, True)) for size in sizes]
+    cases += [(4_000, 25, False), (1, 100_000, False)]
+    taken: dict[tuple[int, int, bool], list[dict[str, Any]]] = {case: [] for case in cases}
+    for number in range(rounds):
+        for case in cases:
+            taken[case].append(in_a_process(case[0], case[1], collector=case[2]))
+        console.print(f"  round {number + 1} of {rounds}", style="dim")
+    rows, results = [], []
+    for (sessions, per_session, collector), samples in taken.items():
+        spreads = {key: Spread.of([sample[key] for sample in samples]) for key in samples[0]}
+        base = taken[(sizes[0], 1, collector)]
+        ratio = Spread.of(
+            [one["total_us"] / other["total_us"] for one, other in zip(samples, base, strict=True)]
+        )
+        rows.append(
+            [
+                f"{sessions:,} x {per_session:,}",
+                "on" if collector else "off",
+                *map(str, spreads.values()),
+                str(ratio),
+            ]
+        )
+        case = {"sessions": sessions, "events_a_session": per_session, "collector": collector}
+        results.append(case | spreads | {"of_the_smallest": ratio})
+    columns = [
+        "sessions x events",
+        "gc",
+        "track µs",
+        "all µs",
+        "bytes pending",
+        "longest hold ms",
+        "of smallest",
+    ]
+    show(console, "median (least to most), processor time an event", columns, rows)
+    if not quick:
+        save("scale", {"cases": results})
+
+
+if __name__ == "__main__":
+    main()
