@@ -151,8 +151,8 @@ class FlushWorkers:
         self._clock = clock
         self._random = random
         self._loop = loop
-        self.now = loop.time
         self._context = context
+        self.now = loop.time
         self._workers: dict[asyncio.Task[None], None] = {}  # In order: a set's would be by address.
         self._wake_timer: asyncio.TimerHandle | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
@@ -191,7 +191,7 @@ class FlushWorkers:
             return
         due_at = self._batches.next_due()
         if due_at is not None:
-            self._wake_at(max(due_at, self._loop.time()))
+            self._wake_at(max(due_at, self.now()))
 
     def _wake_at(self, when: float) -> None:
         if self._wake_timer is not None:
@@ -216,11 +216,11 @@ class FlushWorkers:
             return
         if task.cancelled() or fault is not None:
             # From outside, perhaps at the loop's end, or by a fault: nothing new right now.
-            self._wake_at(self._loop.time() + _RESTART)
+            self._wake_at(self.now() + _RESTART)
         else:
             self.arm()
 
-    def stop_timers(self) -> None:
+    def _stop_timers(self) -> None:
         """Nothing wakes any more."""
         for timer in (self._wake_timer, self._sweep_timer):
             if timer is not None:
@@ -233,28 +233,28 @@ class FlushWorkers:
         Being cancelled makes it hurry, and does not keep it from that.
         """
         self._is_stopping = True
-        self.stop_timers()
+        self._stop_timers()
         for task in self._workers:
             task.cancel()
         while self._workers:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait(self._workers)
         self._batches.flush()
-        while self.give_up_some():
+        while self._give_up_some():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(0)
 
-    def give_up_some(self) -> bool:
+    def _give_up_some(self) -> bool:
         """Gives up a slice of the queue, as closed before it was sent. Whether there was anything."""
         handled = 0
         while handled < _SLICE and (taken := self._batches.take(now=math.inf)) is not None:
             session, deliveries = taken
-            self.abandon(deliveries, "the emitter was closed")
-            self._batches.release(session, now=self._loop.time())
+            self._abandon(deliveries, "the emitter was closed")
+            self._batches.release(session, now=self.now())
             handled += len(deliveries)
         return handled > 0
 
-    def abandon(self, deliveries: Iterable[Delivery], reason: str) -> None:
+    def _abandon(self, deliveries: Iterable[Delivery], reason: str) -> None:
         """Fails events that were never sent."""
         for delivery in deliveries:
             self._ledger.settle(delivery, DeliveryFailedError(f"not sent: {reason}", event=delivery.event))
@@ -269,7 +269,7 @@ class FlushWorkers:
         self._sweep_timer = self._loop.call_later(wait, self._sweep, start, context=self._context)
 
     def _sweep(self, start: int) -> None:
-        is_overdue = self._overdue_by(self._loop.time())
+        is_overdue = self._overdue_by(self.now())
         overdue, start = self._batches.take_overdue(is_overdue, start=start, at_most=_SLICE)
         self._give_up_overdue(overdue)
         if len(self._workers) >= self._max_concurrency:
@@ -279,7 +279,7 @@ class FlushWorkers:
             self._sweep_timer = None
 
     def _give_up_overdue(self, deliveries: Iterable[Delivery]) -> None:
-        self.abandon(deliveries, f"its deadline of {self._policy.deadline:g} s passed in the queue")
+        self._abandon(deliveries, f"its deadline of {self._policy.deadline:g} s passed in the queue")
 
     def _overdue_by(self, now: float) -> Callable[[Delivery], bool]:
         accepted_before = now - self._policy.deadline
@@ -289,7 +289,7 @@ class FlushWorkers:
 
     async def _work(self) -> None:
         unsent = 0
-        while (taken := self._batches.take(now=self._loop.time())) is not None:
+        while (taken := self._batches.take(now=self.now())) is not None:
             self._see_to_next()
             session, deliveries = taken
             requests = self.requests
@@ -305,13 +305,13 @@ class FlushWorkers:
     def _see_to_next(self) -> None:
         """Somebody else is to take what is due next, for this worker is busy from now on."""
         due_at = self._batches.next_due()
-        if due_at is not None and due_at <= self._loop.time():
+        if due_at is not None and due_at <= self.now():
             self.start_one()
         else:
             self.arm()
 
     def _release(self, session: Session[Delivery]) -> None:
-        now = self._loop.time()
+        now = self.now()
         if session.has_more:
             overdue = self._batches.drop_overdue(session, self._overdue_by(now), at_most=_SLICE)
             self._give_up_overdue(overdue)
@@ -366,7 +366,7 @@ class FlushWorkers:
         return part.request
 
     def _drop_overdue(self, part: _Part) -> None:
-        is_overdue = self._overdue_by(self._loop.time())
+        is_overdue = self._overdue_by(self.now())
         if is_overdue(part.deliveries[0]):  # They are in the order of their acceptance.
             overdue = part.take_front(is_overdue)
             self._give_up(part, overdue, f"its deadline of {self._policy.deadline:g} s has passed")
@@ -429,7 +429,7 @@ class FlushWorkers:
         value = reply.headers.get("Retry-After") if reply else None
         retry_after = _retry.parse_retry_after(value, now=self._clock())
         wait = _retry.next_wait(self._policy, retry_after=retry_after, random=self._random)
-        overdue = part.take_front(self._overdue_by(self._loop.time() + wait))
+        overdue = part.take_front(self._overdue_by(self.now() + wait))
         self._give_up(part, overdue, f"{reason}, and its deadline falls before the next attempt")
         return wait if part.deliveries else None
 

@@ -289,6 +289,8 @@ class Emitter:
         settled.cancel()
         hurried.cancel()
         await workers.stop()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait((settled, hurried))
         await self._close_transport()
         self._state = "closed"
         report = self._ledger.report()
@@ -326,13 +328,9 @@ class Emitter:
         """
         workers = self._check_open()
         delivery = self._prepare(event)
-        if self._ledger.admit_nowait(delivery, now=workers.now()):
-            self._enqueue(workers, delivery)
-        elif self._when_full == "drop":
-            self._drop(delivery)
-        elif self._when_full == "raise":
-            raise self._full_error()
-        else:
+        if not self._accept(workers, delivery):
+            if self._when_full == "raise":
+                raise self._full_error()
             await self._ledger.wait_for_room(len(delivery.wire))
             self._ledger.admit_granted(delivery, now=workers.now())
             self._enqueue(workers, delivery)
@@ -347,11 +345,7 @@ class Emitter:
         """
         workers = self._check_open()
         delivery = self._prepare(event)
-        if self._ledger.admit_nowait(delivery, now=workers.now()):
-            self._enqueue(workers, delivery)
-        elif self._when_full == "drop":
-            self._drop(delivery)
-        else:
+        if not self._accept(workers, delivery):
             raise self._full_error()
         return delivery
 
@@ -402,15 +396,22 @@ class Emitter:
         self._ledger.check_size(len(delivery.wire))
         return delivery
 
+    def _accept(self, workers: FlushWorkers, delivery: Delivery) -> bool:
+        """Accepts the event if there is room, or to drop it if that was asked for. Whether it did."""
+        if self._ledger.admit_nowait(delivery, now=workers.now()):
+            self._enqueue(workers, delivery)
+            return True
+        if self._when_full != "drop":
+            return False
+        error = DeliveryFailedError("dropped: the queue was full", event=delivery.event)
+        self._ledger.drop(delivery, error, now=workers.now())
+        return True
+
     def _enqueue(self, workers: FlushWorkers, delivery: Delivery) -> None:
         if self._batches.add(delivery.event.session_id, delivery, now=delivery.accepted_at):
             workers.start_one()
         elif not workers.is_armed:
             workers.arm()
-
-    def _drop(self, delivery: Delivery) -> None:
-        error = DeliveryFailedError("dropped: the queue was full", event=delivery.event)
-        self._ledger.drop(delivery, error, now=delivery.get_loop().time())
 
     def _full_error(self) -> QueueFullError:
         return QueueFullError(

@@ -234,13 +234,13 @@ async def test_a_flush_during_the_close_starts_nothing(monkeypatch: pytest.Monke
             await emitter.track(event(f"session-{index}"))
         await asyncio.sleep(0.1)
         assert emitter._workers is not None
-        give_up, flushes = emitter._workers.give_up_some, []
+        give_up, flushes = emitter._workers._give_up_some, []
 
         def flush_meanwhile() -> bool:
             flushes.append(asyncio.create_task(emitter.flush()))
             return give_up()
 
-        monkeypatch.setattr(emitter._workers, "give_up_some", flush_meanwhile)
+        monkeypatch.setattr(emitter._workers, "_give_up_some", flush_meanwhile)
         report = await emitter.aclose(timeout=0.1)
         assert emitter.stats.pending == 0
         assert not [task for task in asyncio.all_tasks() if task.get_name() == "rokt-events-flush"]
