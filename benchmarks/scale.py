@@ -64,7 +64,7 @@ class Holds:
             self.longest = max(self.longest, time.perf_counter() - started)
             return None
 
-        asyncio.Handle._run = timed  # type: ignore[method-assign]
+        asyncio.Handle._run = timed  # type: ignore[method-assign,assignment]
 
 
 def resident() -> int:
@@ -136,8 +136,8 @@ def main(rounds: int, quick: bool, one: tuple[str, str, str] | None) -> None:  #
     """Measures what many sessions cost; the ratio is to the smallest size of the same round."""
     steady_heap()
     if one:
-        sessions, per_session, collector = one
-        print(json.dumps(asyncio.run(measure(int(sessions), int(per_session), collector=collector == "on"))))
+        measured = asyncio.run(measure(int(one[0]), int(one[1]), collector=one[2] == "on"))
+        print(json.dumps(measured))
         return
     console = Console(soft_wrap=True)
     sizes = SIZES[:3] if quick else SIZES
@@ -163,8 +163,8 @@ def main(rounds: int, quick: bool, one: tuple[str, str, str] | None) -> None:  #
                 str(ratio),
             ]
         )
-        case = {"sessions": sessions, "events_a_session": per_session, "collector": collector}
-        results.append(case | spreads | {"of_the_smallest": ratio})
+        described = {"sessions": sessions, "events_a_session": per_session, "collector": collector}
+        results.append(described | spreads | {"of_the_smallest": ratio})
     columns = [
         "sessions x events",
         "gc",

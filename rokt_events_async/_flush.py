@@ -304,6 +304,9 @@ class FlushWorkers:
 
     def _see_to_next(self) -> None:
         """Somebody else is to take what is due next, for this worker is busy from now on."""
+        if len(self._workers) >= self._max_concurrency:
+            self._arm_sweep()
+            return
         due_at = self._batches.next_due()
         if due_at is not None and due_at <= self.now():
             self.start_one()
@@ -366,9 +369,9 @@ class FlushWorkers:
         return part.request
 
     def _drop_overdue(self, part: _Part) -> None:
-        is_overdue = self._overdue_by(self.now())
-        if is_overdue(part.deliveries[0]):  # They are in the order of their acceptance.
-            overdue = part.take_front(is_overdue)
+        now = self.now()
+        if part.deliveries[0].accepted_at <= now - self._policy.deadline:  # The first was accepted first.
+            overdue = part.take_front(self._overdue_by(now))
             self._give_up(part, overdue, f"its deadline of {self._policy.deadline:g} s has passed")
 
     def _drop_expired(self, part: _Part) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 import aiohttp
 from aiohttp import hdrs, payload
 from aiohttp.abc import AbstractStreamWriter
+from multidict import CIMultiDict
 from yarl import URL
 
 from rokt_events_async._answers import NoReply, Reply
@@ -113,14 +114,16 @@ class HttpTransport:
         self._timeout = timeout
         self._is_ours = session is None
         self._session = session or _make_session(connections)
-        self._headers = {
-            "rokt-pub-id": credentials.pub_id,
-            "rokt-secret": credentials.secret,
-            "rokt-tag-id": credentials.tag_id,
-            hdrs.CONTENT_TYPE: "application/json",
-            hdrs.ACCEPT: "application/json",
-            hdrs.ACCEPT_ENCODING: "identity",
-        }
+        self._headers = CIMultiDict(
+            {
+                "rokt-pub-id": credentials.pub_id,
+                "rokt-secret": credentials.secret,
+                "rokt-tag-id": credentials.tag_id,
+                hdrs.CONTENT_TYPE: "application/json",
+                hdrs.ACCEPT: "application/json",
+                hdrs.ACCEPT_ENCODING: "identity",
+            }
+        )
 
     async def post(self, request: Request) -> Reply | NoReply:
         """Sends the body, once. A connection found closed before anything was written does not count."""
