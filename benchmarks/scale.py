@@ -58,7 +58,7 @@ class Holds:
 
         def timed(handle: asyncio.Handle) -> None:
             if not self.is_counting:
-                return run(handle)  # type: ignore[func-returns-value]
+                return run(handle)
             started = time.perf_counter()
             run(handle)
             self.longest = max(self.longest, time.perf_counter() - started)
