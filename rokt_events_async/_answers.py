@@ -9,7 +9,8 @@ not accepted only by an echo: the event, written again by the server. The matchi
    was sent), or *silent* (a default time, an `Unknown` type or one called invalid, no metadata: it
    fits any event), or it rules the event out.
 2. Full matches come first: an echo that is silent on nothing names the events it is equal to, or else
-   near to. Events whose bytes are the same are interchangeable; if any other fits as well, it names none.
+   near to. Events whose bytes are the same are interchangeable. It names none where several that differ
+   fit equally well, or where it has no metadata and any other fits at all: the server may have dropped it.
 3. What then remains is matched as a whole, if the counts add up: an event that every possible reading
    names is rejected, one that no reading names is delivered.
 4. What cannot be told is unconfirmed, and so is everybody not named if an echo fits nobody.

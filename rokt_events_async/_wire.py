@@ -18,7 +18,7 @@ from cattrs.gen import make_dict_unstructure_fn, override
 from cattrs.preconf.orjson import make_converter
 
 from rokt_events_async.errors import ApiError, EventProblem, InvalidEventError
-from rokt_events_async.events import NameValuePair, PartnerEvent, problem, unchecked_pair
+from rokt_events_async.events import PartnerEvent, problem, unchecked_pair
 
 ENVELOPE: Final = (b'{"events":[', b"]}")
 
@@ -90,8 +90,7 @@ def _structure_event(data: Any, _type: type[PartnerEvent]) -> PartnerEvent:
     if unknown := [key for key in data if key not in NAMES.values()]:
         problems.append(problem("event", unknown, f"must have no names but {', '.join(NAMES.values())}"))
     values: dict[str, Any] = {field: data.get(name) for field, name in NAMES.items()}
-    values["metadata"], found = _structure_metadata(values["metadata"])
-    problems += found
+    values["metadata"] = _structure_metadata(values["metadata"])
     values["event_time"], found = _structure_time(values["event_time"])
     problems += found
     try:
@@ -103,21 +102,19 @@ def _structure_event(data: Any, _type: type[PartnerEvent]) -> PartnerEvent:
     return event
 
 
-def _structure_metadata(data: Any) -> tuple[Any, list[EventProblem]]:
-    """Pairs in either case: the specification's table says `Name`, its example `name`."""
-    if not isinstance(data, (list, tuple)):
-        return data, []
-    pairs: list[NameValuePair] = []
-    problems: list[EventProblem] = []
-    for index, item in enumerate(data):
-        lowered = (
-            {str(key).lower(): value for key, value in item.items()} if isinstance(item, Mapping) else {}
-        )
-        if lowered and not lowered.keys() - {"name", "value"}:
-            pairs.append(unchecked_pair(lowered.get("name"), lowered.get("value")))
-        else:
-            problems.append(problem(f"metadata[{index}]", item, "must have a name and a value, nothing else"))
-    return tuple(pairs), problems
+def _structure_metadata(data: Any) -> Any:
+    """Pairs in either case: the specification's table says `Name`, its example `name`.
+
+    What is no pair stays as it is, in its place, for the model to report.
+    """
+    return tuple(map(_structure_pair, data)) if isinstance(data, (list, tuple)) else data
+
+
+def _structure_pair(item: Any) -> Any:
+    lowered = {str(key).lower(): value for key, value in item.items()} if isinstance(item, Mapping) else {}
+    if not lowered or lowered.keys() - {"name", "value"}:
+        return item
+    return unchecked_pair(lowered.get("name"), lowered.get("value"))
 
 
 def _structure_time(data: Any) -> tuple[Any, list[EventProblem]]:

@@ -305,7 +305,9 @@ def _metadata_problems(metadata: Any) -> Iterator[EventProblem]:
         if isinstance(pair, NameValuePair):
             yield from _pair_problems(f"metadata[{index}]", pair.name, pair.value)
         else:
-            yield problem(f"metadata[{index}]", pair, "must be a NameValuePair")
+            yield problem(
+                f"metadata[{index}]", pair, "must be a NameValuePair: a name and a value, nothing else"
+            )
 
 
 def _pair_problems(field: str, name: Any, value: Any) -> Iterator[EventProblem]:

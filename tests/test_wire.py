@@ -129,7 +129,7 @@ def test_an_event_without_time_has_none_in_its_dictionary() -> None:
         (EXAMPLE | {"eventTime": "2022-06-28T07:11:01.711", "sessionId": 5}, ["session_id"]),
         (
             EXAMPLE | {"metadata": [1, {"name": "a"}, {"nmae": "a", "value": "b"}]},
-            ["metadata[0]", "metadata[2]", "metadata[0].value"],
+            ["metadata[0]", "metadata[1].value", "metadata[2]"],
         ),
         (EXAMPLE | {"metadata": "x"}, ["metadata"]),
         (EXAMPLE | {"eventTime": ""}, ["event_time"]),
