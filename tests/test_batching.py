@@ -195,6 +195,22 @@ def test_overdue_items_of_one_session_are_taken_a_piece_at_a_time() -> None:
     assert batches.sessions == 0
 
 
+def test_a_million_sessions_of_one_item() -> None:
+    """Many and short-lived: all of them leave, each with its own, and none is remembered."""
+    batches: Batches[int] = Batches(max_batch_size=25, interval=10.0)
+    for number in range(1_000_000):
+        batches.add(str(number), number, now=0.0)
+    assert batches.sessions == 1_000_000
+    batches.flush()
+    for number in range(1_000_000):
+        session, batch = batches.take(now=0.0) or pytest.fail("nothing due")
+        assert batch == [number]
+        batches.release(session, now=0.0)
+
+    assert batches.sessions == 0
+    assert batches.next_due() is None
+
+
 class BatchingMachine(RuleBasedStateMachine):
     """Any order of adds, takes, releases, flushes and passing time, against a plain model."""
 
