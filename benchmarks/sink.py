@@ -15,8 +15,8 @@ from typing import Any
 
 import attrs
 
-MARKS = (b'"eventType"', b'"event"', b'"messageId"', b'"event_type"', b'"eid"')
-"""How an event begins on the wire: ours, and those of the peers."""
+MARK = b'"eventType"'
+"""How an event is known on the wire."""
 
 
 @attrs.define
@@ -29,10 +29,8 @@ class Counts:
 
 
 class _Answering(asyncio.Protocol):
-    def __init__(self, counts: Counts, mark: bytes, latency: float) -> None:
+    def __init__(self, counts: Counts) -> None:
         self._counts = counts
-        self._mark = mark
-        self._latency = latency
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -52,7 +50,7 @@ class _Answering(asyncio.Protocol):
             self._answer(body)
 
     def _answer(self, body: bytes) -> None:
-        count = body.count(self._mark)
+        count = body.count(MARK)
         self._counts.requests += 1
         self._counts.events += count
         answer = b'{"processedEventsCount":%d,"unprocessedEvents":[],"success":true}' % count
@@ -60,16 +58,13 @@ class _Answering(asyncio.Protocol):
             b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\n"
             b"Content-Length: %d\r\n\r\n%b" % (len(answer), answer)
         )
-        if self._latency:
-            asyncio.get_running_loop().call_later(self._latency, self._transport.write, whole)
-        else:
-            self._transport.write(whole)
+        self._transport.write(whole)
 
 
-async def _serve(pipe: Connection, mark: bytes, latency: float) -> None:
+async def _serve(pipe: Connection) -> None:
     counts = Counts()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Answering(counts, mark, latency), "127.0.0.1", 0, backlog=1024)
+    server = await loop.create_server(lambda: _Answering(counts), "127.0.0.1", 0, backlog=1024)
     asked: asyncio.Event = asyncio.Event()
     loop.add_reader(pipe.fileno(), asked.set)
     pipe.send(server.sockets[0].getsockname()[1])
@@ -83,13 +78,13 @@ async def _serve(pipe: Connection, mark: bytes, latency: float) -> None:
             pipe.send((counts.requests, counts.events, counts.cpu))
 
 
-def _run(pipe: Connection, mark: bytes, latency: float) -> None:
+def _run(pipe: Connection) -> None:
     try:
         import uvloop  # noqa: PLC0415 -- the faster, the less it is in the way
     except ImportError:
-        asyncio.run(_serve(pipe, mark, latency))
+        asyncio.run(_serve(pipe))
     else:
-        uvloop.run(_serve(pipe, mark, latency))
+        uvloop.run(_serve(pipe))
 
 
 class Sink:
@@ -107,11 +102,11 @@ class Sink:
 
 
 @contextmanager
-def sink(mark: bytes = MARKS[0], latency: float = 0.0) -> Iterator[Sink]:
+def sink() -> Iterator[Sink]:
     """Starts one, and stops it at the end."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_run, args=(theirs, mark, latency), daemon=True)
+    process = context.Process(target=_run, args=(theirs,), daemon=True)
     process.start()
     try:
         yield Sink(ours, ours.recv())
