@@ -23,7 +23,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import Enum, IntEnum
 from typing import Any, Final
 
@@ -32,7 +32,7 @@ import attrs
 from rokt_events_async import _wire
 from rokt_events_async._wire import Answer, Unprocessed
 from rokt_events_async.errors import ApiError
-from rokt_events_async.events import PartnerEvent
+from rokt_events_async.events import DEFAULT_TIME, PartnerEvent
 
 # What the transport brings back.
 
@@ -315,14 +315,13 @@ def _fit_time(value: Any, sent: datetime) -> _Fit:
         moment = _wire.parse_time(value)
     except (TypeError, ValueError):
         return _Fit.NONE
-    if moment == _DEFAULT_TIME:
+    if moment == DEFAULT_TIME:
         return _Fit.SILENT
     if moment == sent:
         return _Fit.EQUAL
     return _Fit.NEAR if abs(moment - sent) <= _TIME_TOLERANCE else _Fit.NONE
 
 
-_DEFAULT_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)
 _TIME_TOLERANCE: Final = timedelta(milliseconds=1)
 
 

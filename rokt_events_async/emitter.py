@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, get_args
 
 import aiohttp
 
@@ -37,6 +37,7 @@ from rokt_events_async.errors import (
     EmitterNotStartedError,
     InvalidEventError,
     InvalidSettingError,
+    Outcome,
     QueueFullError,
     WrongContextError,
 )
@@ -455,8 +456,7 @@ class Emitter:
 
     def __repr__(self) -> str:
         stats = self.stats
-        outcomes = ("delivered", "rejected", "expired", "failed", "unconfirmed")
-        shown = [f"{count} {name}" for name in outcomes if (count := getattr(stats, name))]
+        shown = [f"{count} {name}" for name in get_args(Outcome) if (count := getattr(stats, name))]
         return (
             f"<Emitter {self._state}, {self._endpoint}: {stats.accepted} accepted, "
             f"{stats.pending} pending ({stats.pending_bytes} bytes, {stats.sessions} sessions, "

@@ -22,7 +22,7 @@ MAX_AHEAD: Final = timedelta(minutes=5)
 MAX_AGE: Final = timedelta(days=3)
 """How far in the past an event's time may lie (specification, "NameValuePair", note)."""
 
-_DEFAULT_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)
+DEFAULT_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)
 """What the API takes for no time at all ("EventTime is null or default")."""
 
 _SHOWN: Final = 60
@@ -275,7 +275,7 @@ def _is_plain(event: PartnerEvent) -> bool:
         return False
     moment = event.event_time
     if moment is not None and not (
-        type(moment) is datetime and moment.tzinfo is UTC and moment != _DEFAULT_TIME
+        type(moment) is datetime and moment.tzinfo is UTC and moment != DEFAULT_TIME
     ):
         return False
     for pair in event.metadata:
@@ -335,7 +335,7 @@ def _time_form_problems(value: Any) -> Iterator[EventProblem]:
         yield problem("event_time", value, "must be aware, as in datetime.now(UTC)")
     elif value.tzinfo is not UTC:
         yield problem("event_time", value, "must lie between the years 1 and 9999 in UTC")
-    elif value == _DEFAULT_TIME:
+    elif value == DEFAULT_TIME:
         yield problem("event_time", value, "must not be the default time", "EventTimeIsMissing")
 
 

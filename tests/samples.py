@@ -9,8 +9,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from rokt_events_async import Credentials, DeliveryError, PartnerEvent, Receipt
-from rokt_events_async.sandbox.audit import Claim
+from rokt_events_async import Credentials, PartnerEvent
 
 SECRET = "rsec-for-nothing"
 CREDENTIALS = Credentials(pub_id="rpub-test", secret=SECRET, tag_id="42")
@@ -43,13 +42,6 @@ def unchecked(**changes: Any) -> PartnerEvent:
     for name, value in changes.items():
         object.__setattr__(made, name, value)
     return made
-
-
-def claim(of: PartnerEvent, outcome: Receipt | DeliveryError) -> Claim:
-    """An outcome in the terms of the sandbox's audit."""
-    codes = tuple(error.code for error in getattr(outcome, "errors", ()))
-    is_doubtful = getattr(outcome, "maybe_duplicate", False)
-    return Claim(event=of.to_dict(), outcome=outcome.outcome, codes=codes, maybe_duplicate=is_doubtful)
 
 
 class Clock:

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from rokt_events_async import Delivery, Emitter, EmitterClosedError, QueueFullError, RetryPolicy
+from rokt_events_async.cli import claim_of
 from rokt_events_async.sandbox import ECHO_FORMS, FAULTS, Echo, Sandbox
 from rokt_events_async.sandbox.audit import disagreements
-from tests.samples import claim, event
+from tests.samples import event
 
 DAYS = [int(os.environ["DAY"])] if "DAY" in os.environ else list(range(40))
 
@@ -115,7 +116,9 @@ class Day:
         assert (stats.pending, stats.pending_bytes, stats.sessions, stats.in_flight) == (0, 0, 0, 0)
         assert stats.accepted == len(self.deliveries)
         outcomes: list[Any] = [item.exception() or item.result() for item in self.deliveries]
-        claims = [claim(item.event, outcome) for item, outcome in zip(self.deliveries, outcomes, strict=True)]
+        claims = [
+            claim_of(item.event, outcome) for item, outcome in zip(self.deliveries, outcomes, strict=True)
+        ]
         return disagreements(self.sandbox.requests, claims)
 
 

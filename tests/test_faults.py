@@ -22,9 +22,10 @@ from rokt_events_async import (
     Receipt,
     RetryPolicy,
 )
+from rokt_events_async.cli import claim_of
 from rokt_events_async.sandbox import ECHO_FORMS, FAULTS, Echo, Fault, Sandbox
 from rokt_events_async.sandbox.audit import disagreements
-from tests.samples import claim, event, unchecked
+from tests.samples import event, unchecked
 
 pytestmark = pytest.mark.filterwarnings("ignore:event type")
 
@@ -60,7 +61,7 @@ async def settle(sandbox: Sandbox, **settings: Any) -> list[tuple[Delivery, Rece
 
 
 def assert_agreement(sandbox: Sandbox, settled: list[tuple[Delivery, Receipt | DeliveryError]]) -> None:
-    claims = [claim(delivery.event, outcome) for delivery, outcome in settled]
+    claims = [claim_of(delivery.event, outcome) for delivery, outcome in settled]
     assert disagreements(sandbox.requests, claims) == []
 
 

@@ -41,6 +41,15 @@ async def turn() -> None:
         await asyncio.sleep(0)
 
 
+async def full_with_two_in_line() -> tuple[Ledger, Delivery, asyncio.Task[Delivery], asyncio.Task[Delivery]]:
+    """An account with room for one event, the event that has it, and two tasks that wait."""
+    ledger, first = make(max_pending=1), delivery()
+    ledger.admit_nowait(first, now=0.0)
+    one, two = (asyncio.create_task(admit(ledger, delivery())) for _ in range(2))
+    await turn()
+    return ledger, first, one, two
+
+
 async def test_events_are_bounded() -> None:
     """A full account admits nobody until something is settled."""
     ledger = make()
@@ -81,11 +90,7 @@ async def test_the_line_is_served_in_order_and_nobody_overtakes() -> None:
 
 async def test_cancelled_in_line() -> None:
     """Whoever is cancelled leaves the line, and the next one moves up."""
-    ledger = make(max_pending=1)
-    first = delivery()
-    ledger.admit_nowait(first, now=0.0)
-    one, two = (asyncio.create_task(admit(ledger, delivery())) for _ in range(2))
-    await turn()
+    ledger, first, one, two = await full_with_two_in_line()
     one.cancel()
     await turn()
     ledger.settle(first, receipt(first))
@@ -97,11 +102,7 @@ async def test_cancelled_in_line() -> None:
 
 async def test_cancelled_with_the_grant_in_hand() -> None:
     """Room that was granted to a task that is cancelled before it runs goes to the next one."""
-    ledger = make(max_pending=1)
-    first = delivery()
-    ledger.admit_nowait(first, now=0.0)
-    one, two = (asyncio.create_task(admit(ledger, delivery())) for _ in range(2))
-    await turn()
+    ledger, first, one, two = await full_with_two_in_line()
     ledger.settle(first, receipt(first))
     one.cancel()
     await two
@@ -112,11 +113,7 @@ async def test_cancelled_with_the_grant_in_hand() -> None:
 
 async def test_cancelled_while_the_line_moves() -> None:
     """A place whose task is cancelled but has not run yet is passed over."""
-    ledger = make(max_pending=1)
-    first = delivery()
-    ledger.admit_nowait(first, now=0.0)
-    one, two = (asyncio.create_task(admit(ledger, delivery())) for _ in range(2))
-    await turn()
+    ledger, first, one, two = await full_with_two_in_line()
     one.cancel()
     ledger.settle(first, receipt(first))
     await two
