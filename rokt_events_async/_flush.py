@@ -50,7 +50,7 @@ from rokt_events_async.errors import (
     EventRejectedError,
 )
 from rokt_events_async.events import is_expired
-from rokt_events_async.outcomes import Delivery, Receipt
+from rokt_events_async.outcomes import Delivery
 from rokt_events_async.settings import Credentials, RetryPolicy
 
 _log: Final = logging.getLogger("rokt_events_async")
@@ -257,7 +257,8 @@ class FlushWorkers:
     def _abandon(self, deliveries: Iterable[Delivery], reason: str) -> None:
         """Fails events that were never sent."""
         for delivery in deliveries:
-            self._ledger.settle(delivery, DeliveryFailedError(f"not sent: {reason}", event=delivery.event))
+            error = DeliveryFailedError(f"not sent: {reason}", event=delivery.event)
+            self._ledger.settle_undelivered(delivery, error)
 
     # What waits too long while all workers are held up.
 
@@ -438,11 +439,16 @@ class FlushWorkers:
 
     def _on_answer(self, part: _Part, reply: Reply) -> None:
         self._refusals = 0
+        settle_delivered = functools.partial(
+            self._ledger.settle_delivered, attempts=part.attempts, maybe_duplicate=part.is_lost
+        )
+        if _wire.says_all_processed(reply.body, len(part.deliveries)):
+            settle_delivered(part.deliveries)
+            return
         verdicts = attribute([delivery.event for delivery in part.deliveries], reply.body)
         for delivery, verdict in zip(part.deliveries, verdicts, strict=True):
             if verdict is Told.DELIVERED:
-                receipt = Receipt(delivery.event, part.attempts, part.is_lost)
-                self._ledger.settle(delivery, receipt)
+                settle_delivered((delivery,))
             elif isinstance(verdict, Rejected):
                 self._reject(part, delivery, self._without_secret(verdict.errors))
             else:
@@ -495,7 +501,7 @@ class FlushWorkers:
 
     def _reject(self, part: _Part, delivery: Delivery, errors: tuple[ApiError, ...]) -> None:
         message = f"rejected by Rokt, HTTP {part.status}{_in_words(errors)}"
-        self._ledger.settle(
+        self._ledger.settle_undelivered(
             delivery,
             EventRejectedError(
                 message,
@@ -509,7 +515,7 @@ class FlushWorkers:
     def _end(self, part: _Part, delivery: Delivery, error: type[DeliveryError], reason: str) -> None:
         """Ends an event with an error of its own: on a shared one, tracebacks would pile up."""
         lead = _LEADS[error]
-        self._ledger.settle(
+        self._ledger.settle_undelivered(
             delivery,
             error(
                 f"{lead} ({reason})",

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Iterable
 from typing import Final, get_args
 
 from rokt_events_async.errors import DeliveryError, EmitterClosedError, Outcome, QueueFullError
@@ -152,31 +153,45 @@ class Ledger:
         self.outcomes[error.outcome] += 1
         delivery.settle(error)
 
-    def settle(self, delivery: Delivery, outcome: Receipt | DeliveryError) -> None:
-        """Ends a pending event. Once: a second time is a fault of the library.
+    def settle_delivered(
+        self, deliveries: Iterable[Delivery], *, attempts: int, maybe_duplicate: bool
+    ) -> None:
+        """Ends pending events, all that a request carried, as delivered.
+
+        Raises:
+            RuntimeError: One has been settled before.
+        """
+        count = size = 0
+        try:
+            for delivery in deliveries:
+                receipt = Receipt(delivery.event, attempts, maybe_duplicate)
+                _leave(delivery, receipt)
+                count += 1
+                size += len(delivery.wire)
+                delivery.settle(receipt)
+        finally:
+            self._count("delivered", count, size)
+
+    def settle_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
+        """Ends a pending event in another way.
 
         Raises:
             RuntimeError: It has been settled before.
         """
-        generation: _Generation | None = delivery.generation
-        if generation is None:
-            raise RuntimeError(f"settled twice: {outcome!r}")
-        delivery.generation = None
-        self.pending -= 1
-        self.pending_bytes -= len(delivery.wire)
-        self.outcomes[outcome.outcome] += 1
+        _leave(delivery, error)
+        size = len(delivery.wire)
+        delivery.settle(error)
         if self._before_close is not None:
-            self._note_undelivered(outcome)
-        delivery.settle(outcome)
+            self._undelivered.append(error)
+        self._count(error.outcome, 1, size)
+
+    def _count(self, outcome: Outcome, count: int, size: int) -> None:
+        self.outcomes[outcome] += count
+        self.pending -= count
+        self.pending_bytes -= size
         if self._line:
             self._grant()
-        generation.pending -= 1
-        if not generation.pending:
-            self._close_generations()
-
-    def _note_undelivered(self, outcome: Receipt | DeliveryError) -> None:
-        if isinstance(outcome, DeliveryError):
-            self._undelivered.append(outcome)
+        self._close_generations()
 
     # Waiting for the end of what is pending.
 
@@ -231,3 +246,12 @@ class Ledger:
 def closed_error() -> EmitterClosedError:
     """The one wording for a closed emitter."""
     return EmitterClosedError("the emitter is closing or closed: the event was not accepted")
+
+
+def _leave(delivery: Delivery, outcome: Receipt | DeliveryError) -> None:
+    """Takes an event out of its generation. Once: a second time is a fault of the library."""
+    generation: _Generation | None = delivery.generation
+    if generation is None:
+        raise RuntimeError(f"settled twice: {outcome!r}")
+    delivery.generation = None
+    generation.pending -= 1

@@ -41,7 +41,7 @@ from rokt_events_async.errors import (
     QueueFullError,
     WrongContextError,
 )
-from rokt_events_async.events import PartnerEvent, problem, time_problems
+from rokt_events_async.events import DEFAULT_TIME, PartnerEvent, problem, time_problems
 from rokt_events_async.outcomes import Delivery, DrainReport, EmitterStats, Receipt
 from rokt_events_async.settings import (
     MAX_BATCH_SIZE,
@@ -164,6 +164,7 @@ class Emitter:
         self._drain: asyncio.Task[DrainReport] | None = None
         self._close_waiters = 0
         self._hurry = asyncio.Event()
+        self._stamp = _wire.Stamp.at(DEFAULT_TIME)
 
     # Lifecycle.
 
@@ -388,12 +389,17 @@ class Emitter:
         if not isinstance(event, PartnerEvent):
             raise InvalidEventError((problem("event", event, "must be a PartnerEvent"),))
         now = self._clock()
+        delivery = Delivery(loop=self._loop)
         if event.event_time is None:
-            event = event.stamped(now)
+            if not self._stamp.begin <= now < self._stamp.end:
+                self._stamp = _wire.Stamp.at(now)
+            delivery.event = event.stamped(now)
+            delivery.wire = _wire.encode(delivery.event, self._stamp.text)
         elif problems := time_problems(event.event_time, now=now):
             raise InvalidEventError(problems)
-        assert self._loop is not None
-        delivery = Delivery(event, _wire.encode(event), loop=self._loop)
+        else:
+            delivery.event = event
+            delivery.wire = _wire.encode(event)
         self._ledger.check_size(len(delivery.wire))
         return delivery
 

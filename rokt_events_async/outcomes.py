@@ -44,12 +44,11 @@ class Delivery(asyncio.Future[Receipt]):
 
     __slots__ = ("accepted_at", "event", "generation", "wire")
 
-    def __init__(self, event: PartnerEvent, wire: bytes, *, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop=loop)
-        self.event = event
-        self.wire = wire
-        self.accepted_at = 0.0
-        self.generation: Any = None
+    # Set by who makes one: an `__init__` of ours would cost more than the future's own.
+    accepted_at: float
+    event: PartnerEvent
+    generation: Any
+    wire: bytes
 
     def settle(self, outcome: Receipt | DeliveryError) -> None:
         """Tells the caller, unless the caller has detached or its loop is gone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 from datetime import UTC, datetime, timedelta
@@ -9,7 +10,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from rokt_events_async import Credentials, PartnerEvent
+from rokt_events_async import Credentials, Delivery, PartnerEvent
 
 SECRET = "rsec-for-nothing"
 CREDENTIALS = Credentials(pub_id="rpub-test", secret=SECRET, tag_id="42")
@@ -27,6 +28,13 @@ def event(session: str = "session", **changes: Any) -> PartnerEvent:
         "client_unique_id": "order-1",
     }
     return PartnerEvent(**(values | changes))
+
+
+def delivery(size: int = 10, loop: asyncio.AbstractEventLoop | None = None) -> Delivery:
+    """What the account keeps of an event of so many bytes."""
+    made = Delivery(loop=loop)
+    made.event, made.wire = event(), b"x" * size
+    return made
 
 
 def missing(reason: str) -> NoReturn:

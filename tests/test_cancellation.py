@@ -411,12 +411,12 @@ async def test_a_fault_in_a_worker_settles_its_batch_and_is_logged(
 ) -> None:
     """Whatever dies, its events get their outcome, and the next batch is sent."""
 
-    def broken(events: Any, body: Any) -> Any:
+    def broken(body: Any, count: int) -> bool:
         raise ZeroDivisionError("a planted fault")
 
     async with emitter_for(sandbox) as emitter:
         with monkeypatch.context() as patch:
-            patch.setattr("rokt_events_async._flush.attribute", broken)
+            patch.setattr("rokt_events_async._wire.says_all_processed", broken)
             with pytest.raises(DeliveryUnconfirmedError, match="a fault in the library"):
                 await emitter.deliver(event())
 

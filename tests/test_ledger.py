@@ -12,22 +12,17 @@ from rokt_events_async import (
     DrainReport,
     EmitterClosedError,
     QueueFullError,
-    Receipt,
 )
 from rokt_events_async._ledger import Ledger
-from tests.samples import event
+from tests.samples import delivery
 
 
 def make(max_pending: int = 2, max_pending_bytes: int = 100) -> Ledger:
     return Ledger(max_pending=max_pending, max_pending_bytes=max_pending_bytes)
 
 
-def delivery(size: int = 10) -> Delivery:
-    return Delivery(event(), b"x" * size, loop=asyncio.get_running_loop())
-
-
-def receipt(of: Delivery) -> Receipt:
-    return Receipt(of.event, 1, False)
+def settle(ledger: Ledger, *deliveries: Delivery) -> None:
+    ledger.settle_delivered(deliveries, attempts=1, maybe_duplicate=False)
 
 
 async def admit(ledger: Ledger, of: Delivery) -> Delivery:
@@ -56,7 +51,7 @@ async def test_events_are_bounded() -> None:
     first, second, third = delivery(), delivery(), delivery()
 
     assert [ledger.admit_nowait(one, now=0.0) for one in (first, second, third)] == [True, True, False]
-    ledger.settle(first, receipt(first))
+    settle(ledger, first)
     assert ledger.admit_nowait(third, now=0.0)
 
 
@@ -82,7 +77,7 @@ async def test_the_line_is_served_in_order_and_nobody_overtakes() -> None:
 
     assert not ledger.admit_nowait(delivery(1), now=0.0)
     assert not small.done()
-    ledger.settle(first, receipt(first))
+    settle(ledger, first)
     assert not ledger.admit_nowait(delivery(1), now=0.0), "what is granted is not to be taken"
     await asyncio.gather(large, small)
     assert ledger.pending == 2
@@ -93,7 +88,7 @@ async def test_cancelled_in_line() -> None:
     ledger, first, one, two = await full_with_two_in_line()
     one.cancel()
     await turn()
-    ledger.settle(first, receipt(first))
+    settle(ledger, first)
     await two
 
     assert one.cancelled()
@@ -103,7 +98,7 @@ async def test_cancelled_in_line() -> None:
 async def test_cancelled_with_the_grant_in_hand() -> None:
     """Room that was granted to a task that is cancelled before it runs goes to the next one."""
     ledger, first, one, two = await full_with_two_in_line()
-    ledger.settle(first, receipt(first))
+    settle(ledger, first)
     one.cancel()
     await two
 
@@ -115,7 +110,7 @@ async def test_cancelled_while_the_line_moves() -> None:
     """A place whose task is cancelled but has not run yet is passed over."""
     ledger, first, one, two = await full_with_two_in_line()
     one.cancel()
-    ledger.settle(first, receipt(first))
+    settle(ledger, first)
     await two
 
     assert one.cancelled()
@@ -144,8 +139,8 @@ async def test_a_newcomer_behind_a_grant_does_not_wait_for_room_that_is_there() 
     ledger.admit_nowait(second, now=0.0)
     granted = asyncio.create_task(admit(ledger, delivery()))
     await turn()
-    ledger.settle(first, receipt(first))
-    ledger.settle(second, receipt(second))
+    settle(ledger, first)
+    settle(ledger, second)
     newcomer = asyncio.create_task(admit(ledger, delivery()))
     await asyncio.gather(granted, newcomer)
 
@@ -159,7 +154,7 @@ async def test_closing_turns_away_who_waits() -> None:
     ledger.admit_nowait(first, now=0.0)
     granted, waiting, cancelled = (asyncio.create_task(admit(ledger, delivery())) for _ in range(3))
     await turn()
-    ledger.settle(first, receipt(first))
+    settle(ledger, first)
     ledger.close()
     cancelled.cancel()
     outcomes = await asyncio.gather(granted, waiting, cancelled, return_exceptions=True)
@@ -190,9 +185,9 @@ async def test_an_event_is_settled_once() -> None:
     ledger = make()
     one = delivery()
     ledger.admit_nowait(one, now=0.0)
-    ledger.settle(one, receipt(one))
+    settle(ledger, one)
     with pytest.raises(RuntimeError, match="settled twice"):
-        ledger.settle(one, receipt(one))
+        settle(ledger, one)
 
     assert ledger.stats().delivered == 1
 
@@ -212,11 +207,11 @@ async def test_flushes_wait_for_what_came_before_them() -> None:
     await turn()
     ledger.admit_nowait(three, now=0.0)
 
-    ledger.settle(two, receipt(two))
+    settle(ledger, two)
     await turn()
     assert not first.done()
     assert not second.done()
-    ledger.settle(one, receipt(one))
+    settle(ledger, one)
     await asyncio.gather(first, second, third)
     assert ledger.pending == 1
 
@@ -227,12 +222,12 @@ async def test_a_report_counts_from_the_close() -> None:
     before, one, two = delivery(), delivery(), delivery()
     for each in (before, one, two):
         ledger.admit_nowait(each, now=0.0)
-    ledger.settle(before, DeliveryFailedError("before", event=before.event))
+    ledger.settle_undelivered(before, DeliveryFailedError("before", event=before.event))
     assert ledger.report() == DrainReport()
     ledger.close()
     error = DeliveryFailedError("since", event=one.event)
-    ledger.settle(one, error)
-    ledger.settle(two, receipt(two))
+    ledger.settle_undelivered(one, error)
+    settle(ledger, two)
 
     assert ledger.report() == DrainReport(delivered=1, failed=1, undelivered=(error,))
     assert error.outcome == "failed"

@@ -8,29 +8,29 @@ import pickle
 import pytest
 
 from rokt_events_async import ApiError, Delivery, DeliveryFailedError, EventRejectedError, Receipt
-from tests.samples import event
+from tests.samples import delivery, event
 
 
 async def test_a_delivery_tells_once() -> None:
     """A second word is not heard."""
-    delivery = Delivery(event(), b"", loop=asyncio.get_running_loop())
-    receipt = Receipt(delivery.event, 1, False)
-    delivery.settle(receipt)
-    delivery.settle(DeliveryFailedError("late", event=delivery.event))
+    told = delivery()
+    receipt = Receipt(told.event, 1, False)
+    told.settle(receipt)
+    told.settle(DeliveryFailedError("late", event=told.event))
 
-    assert await delivery is receipt
+    assert await told is receipt
     assert receipt.outcome == "delivered"
 
 
 def test_a_delivery_whose_loop_is_gone_is_told_all_the_same() -> None:
     """Nobody can be woken any more, and the account goes on."""
     loop = asyncio.new_event_loop()
-    delivery = Delivery(event(), b"", loop=loop)
-    delivery.add_done_callback(lambda _: None)
+    told = delivery(loop=loop)
+    told.add_done_callback(lambda _: None)
     loop.close()
-    delivery.settle(Receipt(delivery.event, 1, False))
+    told.settle(Receipt(told.event, 1, False))
 
-    assert delivery.done()
+    assert told.done()
 
 
 async def test_a_fault_while_telling_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,9 +40,9 @@ async def test_a_fault_while_telling_is_raised(monkeypatch: pytest.MonkeyPatch) 
         raise RuntimeError("a planted fault")
 
     monkeypatch.setattr(Delivery, "set_result", fail)
-    delivery = Delivery(event(), b"", loop=asyncio.get_running_loop())
+    told = delivery()
     with pytest.raises(RuntimeError, match="a planted fault"):
-        delivery.settle(Receipt(delivery.event, 1, False))
+        told.settle(Receipt(told.event, 1, False))
 
 
 def test_errors_survive_a_pickle() -> None:
