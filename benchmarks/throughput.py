@@ -31,6 +31,13 @@ HEADERS = {
 }
 
 
+OUTSTANDING = 4_000
+"""Deliveries that the application holds before it awaits the oldest."""
+
+PAGE = 25
+"""How many it awaits, and then sends, at a time: what one page shows."""
+
+
 def make(session: int, number: int) -> PartnerEvent:
     """An event of about 300 bytes."""
     return PartnerEvent(
@@ -46,14 +53,15 @@ def make(session: int, number: int) -> PartnerEvent:
 
 
 async def by_emitter(url: str, events: int, per_session: int, concurrency: int) -> None:
-    """As an application uses it: build, track, and await the oldest delivery now and then."""
-    settings: dict[str, Any] = {"max_concurrency": concurrency, "max_pending": 10_000, "flush_interval": 0.05}
+    """As an application uses it: a page's worth of events at a time, and the oldest deliveries awaited."""
+    settings: dict[str, Any] = {"max_concurrency": concurrency, "max_pending": 10_000, "flush_interval": 0.01}
     async with Emitter(CREDENTIALS, endpoint=url, **settings) as emitter:
         deliveries: deque[Delivery] = deque()
         for number in range(events):
             deliveries.append(await emitter.track(make(number // per_session, number)))
-            if len(deliveries) >= 4_000:
-                await deliveries.popleft()
+            if len(deliveries) >= OUTSTANDING:
+                for _ in range(PAGE):
+                    await deliveries.popleft()
         await emitter.flush()
         while deliveries:
             await deliveries.popleft()
@@ -146,9 +154,9 @@ def timed(
 
 
 @click.command()
-@click.option("--rounds", default=5, show_default=True)
+@click.option("--rounds", default=9, show_default=True)
 @click.option(
-    "--seconds", default=0.7, show_default=True, help="About how long each contestant runs a round."
+    "--seconds", default=0.6, show_default=True, help="About how long each contestant runs a round."
 )
 @click.option("--quick", is_flag=True, help="One concurrency, one loop, the emitter and the bare loop only.")
 def main(rounds: int, seconds: float, quick: bool) -> None:  # noqa: FBT001 -- by click

@@ -49,7 +49,7 @@ from rokt_events_async.errors import (
     EventExpiredError,
     EventRejectedError,
 )
-from rokt_events_async.events import is_expired
+from rokt_events_async.events import MAX_AGE, is_expired
 from rokt_events_async.outcomes import Delivery
 from rokt_events_async.settings import Credentials, RetryPolicy
 
@@ -377,7 +377,11 @@ class FlushWorkers:
 
     def _drop_expired(self, part: _Part) -> None:
         now = self._clock()
-        if not part.deliveries or not is_expired(min(map(_time, part.deliveries)), now=now):
+        oldest = now - MAX_AGE
+        for delivery in part.deliveries:
+            if _time(delivery) < oldest:
+                break
+        else:
             return
         expired = [delivery for delivery in part.deliveries if is_expired(_time(delivery), now=now)]
         part.deliveries = [delivery for delivery in part.deliveries if delivery not in expired]
@@ -439,21 +443,21 @@ class FlushWorkers:
 
     def _on_answer(self, part: _Part, reply: Reply) -> None:
         self._refusals = 0
-        settle_delivered = functools.partial(
-            self._ledger.settle_delivered, attempts=part.attempts, maybe_duplicate=part.is_lost
-        )
         if _wire.says_all_processed(reply.body, len(part.deliveries)):
-            settle_delivered(part.deliveries)
+            self._deliver(part, part.deliveries)
             return
         verdicts = attribute([delivery.event for delivery in part.deliveries], reply.body)
         for delivery, verdict in zip(part.deliveries, verdicts, strict=True):
             if verdict is Told.DELIVERED:
-                settle_delivered((delivery,))
+                self._deliver(part, (delivery,))
             elif isinstance(verdict, Rejected):
                 self._reject(part, delivery, self._without_secret(verdict.errors))
             else:
                 what = "its answer cannot be read" if reply.body is None else "its answer does not tell"
                 self._end(part, delivery, DeliveryUnconfirmedError, f"HTTP {reply.status}, {what}")
+
+    def _deliver(self, part: _Part, deliveries: Iterable[Delivery]) -> None:
+        self._ledger.settle_delivered(deliveries, attempts=part.attempts, maybe_duplicate=part.is_lost)
 
     def _on_refused(self, part: _Part, reply: Reply) -> None:
         """One event may have spoilt the request for all: it is looked for by halving."""

@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from typing import Final, get_args
 
 from rokt_events_async.errors import DeliveryError, EmitterClosedError, Outcome, QueueFullError
-from rokt_events_async.outcomes import Delivery, DrainReport, EmitterStats, Receipt
+from rokt_events_async.outcomes import Delivery, DrainReport, EmitterStats, receipt_for
 
 
 class _Generation:
@@ -164,8 +164,8 @@ class Ledger:
         count = size = 0
         try:
             for delivery in deliveries:
-                receipt = Receipt(delivery.event, attempts, maybe_duplicate)
-                _leave(delivery, receipt)
+                receipt = receipt_for(delivery.event, attempts, maybe_duplicate)
+                _leave(delivery)
                 count += 1
                 size += len(delivery.wire)
                 delivery.settle(receipt)
@@ -178,7 +178,7 @@ class Ledger:
         Raises:
             RuntimeError: It has been settled before.
         """
-        _leave(delivery, error)
+        _leave(delivery)
         size = len(delivery.wire)
         delivery.settle(error)
         if self._before_close is not None:
@@ -248,10 +248,10 @@ def closed_error() -> EmitterClosedError:
     return EmitterClosedError("the emitter is closing or closed: the event was not accepted")
 
 
-def _leave(delivery: Delivery, outcome: Receipt | DeliveryError) -> None:
+def _leave(delivery: Delivery) -> None:
     """Takes an event out of its generation. Once: a second time is a fault of the library."""
     generation: _Generation | None = delivery.generation
     if generation is None:
-        raise RuntimeError(f"settled twice: {outcome!r}")
+        raise RuntimeError(f"settled twice: {delivery.event!r}")
     delivery.generation = None
     generation.pending -= 1

@@ -26,6 +26,7 @@ MAX_BODY: Final = 256 * 1024
 """Bytes of an answer that are read; the largest sensible one has 25 echoes."""
 
 _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
+_BODY_HEADERS: Final = CIMultiDict({hdrs.CONTENT_TYPE: "application/json"})
 _FRESH_CONNECTIONS: Final = 2
 _UNENCODED: Final = ("", "identity")
 
@@ -40,10 +41,16 @@ class Request(payload.Payload):
     _autoclose = True
 
     def __init__(self, body: bytes) -> None:
-        super().__init__(body, content_type="application/json")
+        # Not by the base's, which would build the headers anew for each.
+        self._value = body
         self._size = len(body)
         self.went_out = False
         self._transport: asyncio.Transport | None = None
+
+    @property
+    def headers(self) -> CIMultiDict[str]:
+        """The same for all."""
+        return _BODY_HEADERS
 
     def hang_up(self) -> None:
         """Drops the connection at once, with what the peer has not read; `close` would wait for that."""
@@ -113,8 +120,7 @@ class HttpTransport:
         self._timeouts = _Timeouts(timeout)
         self._timeout = timeout
         self._is_ours = session is None
-        self._session = session or _make_session(connections)
-        self._headers = CIMultiDict(
+        headers = CIMultiDict(
             {
                 "rokt-pub-id": credentials.pub_id,
                 "rokt-secret": credentials.secret,
@@ -124,6 +130,9 @@ class HttpTransport:
                 hdrs.ACCEPT_ENCODING: "identity",
             }
         )
+        # As defaults of a session of our own they need not be merged for each request.
+        self._headers = headers if session else None
+        self._session = session or _make_session(connections, headers)
 
     async def post(self, request: Request) -> Reply | NoReply:
         """Sends the body, once. A connection found closed before anything was written does not count."""
@@ -185,8 +194,8 @@ class _Exchange:
 
     __slots__ = ("_cancelling", "_task", "_timed_out", "deadline")
 
-    def __init__(self, deadline: float) -> None:
-        task = asyncio.current_task()
+    def __init__(self, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
+        task = asyncio.current_task(loop)  # Which has to ask nobody which loop is running.
         assert task is not None, "a worker posts"
         self._task = task
         self._cancelling = task.cancelling()
@@ -215,7 +224,7 @@ class _Timeouts:
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> _Exchange:
-        exchange = _Exchange(self._loop.time() + self._seconds)
+        exchange = _Exchange(self._loop.time() + self._seconds, self._loop)
         self._running[exchange] = None
         if self._timer is None:
             self._timer = self._loop.call_at(exchange.deadline, self._on_time)
@@ -238,8 +247,9 @@ class _Timeouts:
             first.time_out()
 
 
-def _make_session(connections: int) -> aiohttp.ClientSession:
+def _make_session(connections: int, headers: CIMultiDict[str]) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
+        headers=headers,
         connector=aiohttp.TCPConnector(limit=connections),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=_NO_TIMEOUT,

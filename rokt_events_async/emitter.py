@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import logging
 import os
 import random
@@ -81,8 +82,7 @@ if sys.platform != "win32":
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
+_utc_now: Final[Callable[[], datetime]] = functools.partial(datetime.now, UTC)
 
 
 class Emitter:
@@ -400,7 +400,6 @@ class Emitter:
         else:
             delivery.event = event
             delivery.wire = _wire.encode(event)
-        self._ledger.check_size(len(delivery.wire))
         return delivery
 
     def _accept(self, workers: FlushWorkers, delivery: Delivery) -> bool:
@@ -408,6 +407,7 @@ class Emitter:
         if self._ledger.admit_nowait(delivery, now=workers.now()):
             self._enqueue(workers, delivery)
             return True
+        self._ledger.check_size(len(delivery.wire))
         if self._when_full != "drop":
             return False
         error = DeliveryFailedError("dropped: the queue was full", event=delivery.event)

