@@ -5,7 +5,7 @@ How it works
 A session is what its events have in common, and it exists only while it has any. It holds
 
 - `open`: the batch that is being filled, due one interval after its first event;
-- `full`: batches behind each other that became full while an earlier one had not left yet;
+- `full`: the oldest batch that became full and has not left yet, and `more_full` those behind it;
 - `in_flight`: whether a batch of it is under way. At most one is, so that its order is kept.
 
 ```
@@ -90,14 +90,25 @@ def _unlink(link: _Link) -> None:
 class Session(_Link, Generic[T]):
     """A session that has events waiting or in flight. To its users it is the handle of what they took."""
 
-    __slots__ = ("due_at", "full", "id", "in_flight", "is_due", "is_ready", "open", "ready_at")
+    __slots__ = (
+        "full",
+        "id",
+        "in_flight",
+        "is_due",
+        "is_ready",
+        "more_full",
+        "open",
+        "opened_at",
+        "ready_at",
+    )
 
     def __init__(self, session_id: str) -> None:
         self.before = self.after = _NOWHERE
         self.id = session_id
         self.open: list[T] = []
-        self.full: deque[list[T]] | None = None
-        self.due_at = math.inf
+        self.opened_at = math.inf
+        self.full: list[T] | None = None
+        self.more_full: deque[list[T]] | None = None
         self.ready_at = math.inf
         self.is_ready = False
         self.is_due = False
@@ -107,6 +118,21 @@ class Session(_Link, Generic[T]):
     def has_more(self) -> bool:
         """Whether anything waits behind what is in flight."""
         return bool(self.open or self.full)
+
+    def push_full(self, batch: list[T]) -> None:
+        """Puts a full batch behind those that wait already; for one alone no queue is made."""
+        if self.full is None:
+            self.full = batch
+            return
+        if self.more_full is None:
+            self.more_full = deque()
+        self.more_full.append(batch)
+
+    def pop_full(self) -> None:
+        """Takes away the oldest full batch."""
+        self.full = self.more_full.popleft() if self.more_full else None
+        if not self.more_full:
+            self.more_full = None
 
 
 class Batches(Generic[T]):
@@ -135,7 +161,7 @@ class Batches(Generic[T]):
             self.sessions += 1
         if not session.open:
             session.open = [item]
-            session.due_at = now + self._interval
+            session.opened_at = now
             self._opening.append(session)
         else:
             session.open.append(item)
@@ -145,9 +171,7 @@ class Batches(Generic[T]):
 
     def _close_open(self, session: Session[T], *, now: float) -> bool:
         _unlink(session)
-        if session.full is None:
-            session.full = deque()
-        session.full.append(session.open)
+        session.push_full(session.open)
         session.open = []
         session.is_due = False
         return self._make_ready(session, now=now)
@@ -168,7 +192,7 @@ class Batches(Generic[T]):
         if self._ready or self._flushed.after is not self._flushed:
             return -math.inf
         head = self._opening.after
-        return head.due_at if isinstance(head, Session) else None
+        return head.opened_at + self._interval if isinstance(head, Session) else None
 
     def take(self, *, now: float) -> tuple[Session[T], list[T]] | None:
         """The batch that has been due longest, now in flight, or `None` if none is due.
@@ -188,8 +212,8 @@ class Batches(Generic[T]):
         """The session whose turn it is, out of its queue: the oldest of three heads, if it is due."""
         ready_since = self._ready[0].ready_at if self._ready else math.inf
         flushed, opening = self._flushed.after, self._opening.after
-        flushed_since = flushed.due_at - self._interval if isinstance(flushed, Session) else math.inf
-        due_since = opening.due_at if isinstance(opening, Session) else math.inf
+        flushed_since = flushed.opened_at if isinstance(flushed, Session) else math.inf
+        due_since = opening.opened_at + self._interval if isinstance(opening, Session) else math.inf
         if due_since > now:
             due_since = math.inf
         since = min(ready_since, flushed_since, due_since)
@@ -212,9 +236,8 @@ class Batches(Generic[T]):
     def _next_batch(self, session: Session[T]) -> list[T]:
         """What is due of a session, full batches first; nothing if that has been taken out since."""
         if session.full:
-            batch = session.full.popleft()
-            if not session.full:
-                session.full = None
+            batch = session.full
+            session.pop_full()
             return batch
         if not session.is_due:
             return []
@@ -263,14 +286,13 @@ class Batches(Generic[T]):
         """Takes what has waited too long out of one session, from the front, about `at_most` items."""
         overdue: list[T] = []
         while session.full and len(overdue) < at_most:
-            batch = session.full[0]
+            batch = session.full
             overdue += _drop_front(batch, is_overdue)
             if batch:
                 return overdue
-            session.full.popleft()
+            session.pop_full()
         if session.full:
             return overdue
-        session.full = None
         overdue += _drop_front(session.open, is_overdue)
         if not session.open:
             _unlink(session)

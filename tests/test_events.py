@@ -258,3 +258,25 @@ def test_stamping_copies_only_what_has_no_time() -> None:
 
     assert stamped == attrs.evolve(made, event_time=NOW)
     assert stamped.stamped(NOW + timedelta(1)) is stamped
+
+
+def test_metadata_that_is_equal_is_kept_once() -> None:
+    """Much of it is the same again and again; what only equals a valid one is looked at by itself."""
+
+    class Name(str):
+        __slots__ = ()
+
+    odd = event(metadata={"page": Name("checkout-7")})
+    first, second = event(metadata={"page": "checkout-7"}), event(metadata={"page": "checkout-7"})
+
+    assert first.metadata is second.metadata
+    assert odd.metadata == first.metadata
+
+
+def test_the_warning_names_the_line_that_built_the_event() -> None:
+    """Not one of ours."""
+    with pytest.warns(UserWarning, match="SignalLine") as caught:
+        event_at = event(event_type="SignalLine")
+
+    assert event_at.event_type == "SignalLine"
+    assert caught[0].filename.endswith("samples.py"), "which builds it"
