@@ -96,6 +96,16 @@ class Stopwatch:
         return Sample(events, self.seconds, self.cpu)
 
 
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def percentile(ordered: Sequence[float], per_thousand: int) -> float:
+    """Of values in ascending order: 500 is the median, 990 what 99 of 100 do not exceed."""
+    return ordered[min(len(ordered) - 1, len(ordered) * per_thousand // 1000)]
+
+
 def alternate(
     contestants: Mapping[str, Callable[[], Sample]], *, rounds: int, console: Console
 ) -> dict[str, list[Sample]]:
@@ -113,6 +123,11 @@ def alternate(
 def ratios(of: Sequence[Sample], to: Sequence[Sample]) -> Spread:
     """How many times as many events a second, round by round."""
     return Spread.of([one.rate / other.rate for one, other in zip(of, to, strict=True)])
+
+
+def terminal() -> Console:
+    """Wide enough for a table, also where the output is no terminal."""
+    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
 def show(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -14,38 +14,17 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
-from benchmarks.measure import Spread, save, show, steady_heap
-from rokt_events_async import Credentials, Emitter, EventType, PartnerEvent
-from rokt_events_async._answers import Reply
-from rokt_events_async._transport import Request
+from benchmarks.load import CREDENTIALS, Nobody, make
+from benchmarks.measure import Spread, resident, save, show, steady_heap, terminal
+from rokt_events_async import Emitter
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 TURN = 50
 """Events tracked between two turns of the loop, as handlers would."""
-
-
-class Nobody:
-    """Answers, once the gate is open, that everything was processed; the loop turns, as for a socket."""
-
-    def __init__(self) -> None:
-        self.gate = asyncio.Event()
-
-    async def post(self, request: Request) -> Reply:
-        await self.gate.wait()
-        await asyncio.sleep(0)
-        request.went_out = True
-        count = request.body.count(b'"eventType"')
-        answer = b'{"processedEventsCount":%d,"unprocessedEvents":[],"success":true}' % count
-        return Reply(200, {}, answer)
-
-    async def aclose(self) -> None:
-        """Holds nothing."""
 
 
 class Holds:
@@ -67,11 +46,6 @@ class Holds:
         asyncio.Handle._run = timed  # type: ignore[method-assign,assignment]
 
 
-def resident() -> int:
-    """Bytes of this process that are in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
 async def measure(sessions: int, per_session: int, *, collector: bool) -> dict[str, Any]:
     """Fills the queue, with the interval far off, then flushes it."""
     events = sessions * per_session
@@ -80,7 +54,6 @@ async def measure(sessions: int, per_session: int, *, collector: bool) -> dict[s
         "max_pending_bytes": events * 1000,
         "flush_interval": 100.0,
     }
-    credentials = Credentials(pub_id="rpub-bench", secret="rsec-bench", tag_id="1")
     holds = Holds()
     gc.collect()
     gc.freeze()
@@ -88,21 +61,13 @@ async def measure(sessions: int, per_session: int, *, collector: bool) -> dict[s
         gc.disable()
     nobody = Nobody()
     settings |= {"request_timeout": 1000.0, "_transport": nobody}
-    async with Emitter(credentials, **settings) as emitter:
+    async with Emitter(CREDENTIALS, **settings) as emitter:
         before = resident()
         holds.is_counting = True
         cpu = time.process_time()
         for number in range(events):
             session = number % sessions
-            await emitter.track(
-                PartnerEvent(
-                    event_type=EventType.SIGNAL_IMPRESSION,
-                    session_id=f"aec20024-8d23-46be-95f3-{session:012x}",
-                    parent_guid=f"58bcbaa0-e13c-4a3d-84cd-{number:012x}",
-                    client_unique_id="10f7d87b-e879-47b2-9638-a667e63beae2",
-                    metadata={"AdditionalData": "ImpressionSlot"},
-                )
-            )
+            await emitter.track(make(session, number))
             if number % TURN == 0:
                 await asyncio.sleep(0)
         tracked = time.process_time() - cpu
@@ -139,7 +104,7 @@ def main(rounds: int, quick: bool, one: tuple[str, str, str] | None) -> None:  #
         measured = asyncio.run(measure(int(one[0]), int(one[1]), collector=one[2] == "on"))
         print(json.dumps(measured))
         return
-    console = Console(soft_wrap=True)
+    console = terminal()
     sizes = SIZES[:3] if quick else SIZES
     cases = [(size, 1, collector) for collector in ((False,) if quick else (False, True)) for size in sizes]
     cases += [(4_000, 25, False), (1, 100_000, False)]

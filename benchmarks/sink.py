@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 
-MARK = b'"eventType"'
+MARK = b"eventType"
 """How an event is known on the wire."""
 
 
@@ -53,7 +53,11 @@ class _Answering(asyncio.Protocol):
         count = body.count(MARK)
         self._counts.requests += 1
         self._counts.events += count
-        answer = b'{"processedEventsCount":%d,"unprocessedEvents":[],"success":true}' % count
+        # What the API says; and what Mixpanel and Amplitude expect, and who asks how many have come.
+        answer = (
+            b'{"processedEventsCount":%d,"unprocessedEvents":[],"success":true,"status":1,"code":200,"events":%d}'
+            % (count, self._counts.events)
+        )
         whole = (
             b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\n"
             b"Content-Length: %d\r\n\r\n%b" % (len(answer), answer)

@@ -17,11 +17,11 @@ import aiohttp
 import click
 from rich.console import Console
 
-from benchmarks.measure import Sample, Spread, Stopwatch, alternate, ratios, save, show, steady_heap
+from benchmarks.load import CREDENTIALS, OUTSTANDING, PAGE, make
+from benchmarks.measure import Sample, Spread, Stopwatch, alternate, ratios, save, show, steady_heap, terminal
 from benchmarks.sink import Sink, sink
-from rokt_events_async import Credentials, Delivery, Emitter, EventType, PartnerEvent, _wire
+from rokt_events_async import Delivery, Emitter, _wire
 
-CREDENTIALS = Credentials(pub_id="rpub-bench", secret="rsec-bench", tag_id="1234567890")
 HEADERS = {
     "rokt-pub-id": CREDENTIALS.pub_id,
     "rokt-secret": CREDENTIALS.secret,
@@ -29,24 +29,6 @@ HEADERS = {
     "Content-Type": "application/json",
     "Accept": "application/json",
 }
-
-
-OUTSTANDING = 4_000
-"""Deliveries that the application holds before it awaits the oldest."""
-
-PAGE = 25
-"""How many it awaits, and then sends, at a time: what one page shows."""
-
-
-def make(session: int, number: int) -> PartnerEvent:
-    """An event of about 300 bytes."""
-    return PartnerEvent(
-        event_type=EventType.SIGNAL_IMPRESSION,
-        session_id=f"aec20024-8d23-46be-95f3-{session:012x}",
-        parent_guid=f"58bcbaa0-e13c-4a3d-84cd-{number:012x}",
-        client_unique_id="10f7d87b-e879-47b2-9638-a667e63beae2",
-        metadata={"AdditionalData": "ImpressionSlot"},
-    )
 
 
 # The contestants. Each returns when all events have their answer.
@@ -162,7 +144,7 @@ def timed(
 def main(rounds: int, seconds: float, quick: bool) -> None:  # noqa: FBT001 -- by click
     """Measures throughput; everything as a ratio to the bare loop of the same round."""
     steady_heap()
-    console = Console(soft_wrap=True)
+    console = terminal()
     cases = [(25, 16, "asyncio"), (1, 16, "asyncio")]
     if not quick:
         cases += [(5, 16, "asyncio")]

@@ -262,7 +262,8 @@ async def _read(response: aiohttp.ClientResponse) -> bytes | None:
     if response.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower() not in _UNENCODED:
         return None
     content = response.content
-    body = await content.readany()
+    # Nearly always it is there, together with the headers, and nothing has to be waited for.
+    body = content.read_nowait() if content.is_eof() else await content.readany()
     while not content.at_eof() and len(body) <= MAX_BODY:
         body += await content.readany()
     return body if len(body) <= MAX_BODY else None

@@ -35,7 +35,8 @@ NAMES: Final = {
 
 def format_time(moment: datetime) -> str:
     """A UTC time as the wire has it: exactly three digits, truncated, and `Z`."""
-    return f"{moment.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
+    text = datetime.isoformat(moment, "T", "milliseconds")
+    return f"{text[: -len('+00:00')]}Z"
 
 
 def parse_time(text: str) -> datetime:
@@ -48,24 +49,24 @@ def parse_time(text: str) -> datetime:
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
-@attrs.frozen
+@attrs.define
 class Stamp:
     """How the wire has the time of all events of one millisecond, written once.
 
     Attributes:
-        begin: When the millisecond begins, in UTC.
-        end: When the next one begins.
+        since: A moment of that millisecond, in UTC.
+        until: When the next one begins.
     """
 
-    begin: datetime
-    end: datetime
+    since: datetime
+    until: datetime
     text: str
 
     @classmethod
     def at(cls, now: datetime) -> Stamp:
-        """The millisecond that `now`, in UTC, lies in."""
-        begin = now.replace(microsecond=now.microsecond // 1000 * 1000)
-        return cls(begin, begin + timedelta(milliseconds=1), format_time(begin))
+        """Good from `now`, in UTC, to the end of its millisecond."""
+        until = now + timedelta(microseconds=1000 - now.microsecond % 1000)
+        return cls(now, until, format_time(now))
 
 
 def encode(event: PartnerEvent, time: str | None = None) -> bytes:

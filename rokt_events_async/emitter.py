@@ -391,7 +391,7 @@ class Emitter:
         now = self._clock()
         delivery = Delivery(loop=self._loop)
         if event.event_time is None:
-            if not self._stamp.begin <= now < self._stamp.end:
+            if not self._stamp.since <= now < self._stamp.until:
                 self._stamp = _wire.Stamp.at(now)
             delivery.event = event.stamped(now)
             delivery.wire = _wire.encode(delivery.event, self._stamp.text)
