@@ -24,7 +24,7 @@ Three queues say whose turn it is, each in order of age, and all moves are O(1):
 - `_opening`: a ring of the sessions whose open batch waits for its interval. The interval is the same
   for all, so the order of opening is the order of falling due. A flush moves the whole ring at once;
 - `_flushed`: a ring of the sessions whose open batch was flushed;
-- `_ready`: a deque of the sessions that have a full batch, or came back from a flight with a due one.
+- `_ready`: the sessions, in order, that have a full batch, or came back from a flight with a due one.
 
 Nothing is done when a batch falls due: `take` looks at the heads and hands out the oldest. A session
 in flight that comes up in a ring is only marked (`is_due`), and its turn comes when it is released.
@@ -36,7 +36,7 @@ caller for a tenth of a second.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from itertools import islice
 from typing import Final, Generic, TypeVar
@@ -149,7 +149,7 @@ class Batches(Generic[T]):
         self._shards: tuple[dict[str, Session[T]], ...] = tuple({} for _ in range(_SHARDS))
         self._opening = _Ring()
         self._flushed = _Ring()
-        self._ready: deque[Session[T]] = deque()
+        self._ready: OrderedDict[Session[T], None] = OrderedDict()
         self.sessions = 0
 
     def add(self, session_id: str, item: T, *, now: float) -> bool:
@@ -180,7 +180,7 @@ class Batches(Generic[T]):
         if session.in_flight or session.is_ready:
             return False
         session.is_ready, session.ready_at = True, now
-        self._ready.append(session)
+        self._ready[session] = None
         return True
 
     def flush(self) -> None:
@@ -210,7 +210,7 @@ class Batches(Generic[T]):
 
     def _pop_oldest(self, now: float) -> Session[T] | None:
         """The session whose turn it is, out of its queue: the oldest of three heads, if it is due."""
-        ready_since = self._ready[0].ready_at if self._ready else math.inf
+        ready_since = next(iter(self._ready)).ready_at if self._ready else math.inf
         flushed, opening = self._flushed.after, self._opening.after
         flushed_since = flushed.opened_at if isinstance(flushed, Session) else math.inf
         due_since = opening.opened_at + self._interval if isinstance(opening, Session) else math.inf
@@ -220,7 +220,7 @@ class Batches(Generic[T]):
         if since == math.inf:
             return None
         if since == ready_since:
-            session = self._ready.popleft()
+            session, _ = self._ready.popitem(last=False)
             session.is_ready = False
             return session
         ring = self._flushed if since == flushed_since else self._opening
@@ -268,19 +268,29 @@ class Batches(Generic[T]):
         queue has no such order and is looked through from `start`.
 
         Returns:
-            The items, and where to go on, 0 when the end was reached.
+            The items, and where to go on; 0 and fewer than `at_most` items when the end was reached.
         """
         overdue: list[T] = []
         for ring in (self._flushed, self._opening):
             while isinstance(head := ring.after, Session) and len(overdue) < at_most:
                 found = self.drop_overdue(head, is_overdue, at_most=at_most - len(overdue))
                 overdue += found
-                if not found or head is ring.after:
+                if not found:
                     break
+                if head is ring.after:
+                    self._fall_due(head)
         looked_at = list(islice(self._ready, start, start + at_most))
+        before = len(self._ready)
         for session in looked_at:
             overdue += self.drop_overdue(session, is_overdue, at_most=at_most)
-        return overdue, start + at_most if len(looked_at) == at_most else 0
+        gone = before - len(self._ready)
+        return overdue, start + at_most - gone if len(looked_at) == at_most else 0
+
+    def _fall_due(self, session: Session[T]) -> None:
+        """Out of its ring: what is left of it is due, but younger than what is behind it there."""
+        _unlink(session)
+        session.is_due = True
+        self._make_ready(session, now=session.opened_at)
 
     def drop_overdue(self, session: Session[T], is_overdue: Callable[[T], bool], *, at_most: int) -> list[T]:
         """Takes what has waited too long out of one session, from the front, about `at_most` items."""
@@ -297,6 +307,9 @@ class Batches(Generic[T]):
         if not session.open:
             _unlink(session)
             session.is_due = False
+            if session.is_ready:
+                session.is_ready = False
+                del self._ready[session]
         self._forget_if_empty(session)
         return overdue
 

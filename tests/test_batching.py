@@ -163,11 +163,24 @@ def test_the_search_for_overdue_items_is_bounded() -> None:
     for number in range(10):
         batches.add(f"s{number}", "x", now=0.0)
 
-    assert batches.take_overdue(lambda _: True, start=0, at_most=4) == (["x"] * 4, 4)
-    assert batches.take_overdue(lambda _: True, start=4, at_most=4) == (["x"] * 4, 8)
-    assert batches.take_overdue(lambda _: True, start=8, at_most=4) == (["x"] * 2, 0)
+    assert batches.take_overdue(lambda _: False, start=0, at_most=4) == ([], 4)
+    assert batches.take_overdue(lambda _: False, start=8, at_most=4) == ([], 0)
+    for left in (6, 2, 0):
+        overdue, start = batches.take_overdue(lambda _: True, start=0, at_most=4)
+        assert (len(overdue), start, batches.sessions) == (4 if left else 2, 0, left)
     assert batches.take(now=0.0) is None
-    assert batches.sessions == 0
+
+
+def test_what_is_left_of_a_session_hides_nothing_that_is_overdue() -> None:
+    """It is younger then than what was behind it, and is taken all the same."""
+    batches = make(max_batch_size=25)
+    for session, item, now in (("a", "old", 0.0), ("b", "older than c", 1.0), ("a", "c", 9.0)):
+        batches.add(session, item, now=now)
+
+    overdue = batches.take_overdue(lambda item: item.startswith("old"), start=0, at_most=10)
+    assert overdue == (["old", "older than c"], 0)
+    assert batches.sessions == 1
+    assert take(batches, 10.0) == ("a", ["c"])
 
 
 def test_a_session_emptied_in_the_ready_queue_starts_anew() -> None:

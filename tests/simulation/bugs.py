@@ -1,0 +1,419 @@
+"""Bugs to be planted, one at a time: the invariants are worth what they find.
+
+`python -m tests.simulation --bugs` prints how many seeds each took.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+from unittest import mock
+
+import aiohttp
+
+from rokt_events_async import Delivery, Receipt, _batching, _flush, _retry, _wire
+from rokt_events_async._answers import Meaning, Rejected, Reply, Told, judge
+from rokt_events_async._batching import Batches
+from rokt_events_async._flush import FlushWorkers, _Part
+from rokt_events_async._ledger import Ledger
+from rokt_events_async._transport import HttpTransport, Request, _Timeouts
+from tests.simulation.world import play, sweep
+
+MAX_SEEDS = 500
+
+Bug = Callable[[], AbstractContextManager[Any]]
+BUGS: dict[str, Bug] = {}
+
+
+def bug(name: str) -> Callable[[Bug], Bug]:
+    def register(plant: Bug) -> Bug:
+        BUGS[name] = plant
+        return plant
+
+    return register
+
+
+def replace(cls: Any, name: str, new: Any) -> AbstractContextManager[Any]:
+    return mock.patch.object(cls, name, new)
+
+
+def first_seed(name: str, seeds: int = MAX_SEEDS) -> tuple[int, str] | None:
+    """The first seed that finds the bug, and what it says; `None` if none does."""
+    try:
+        for seed in range(seeds):
+            with BUGS[name]():
+                _, violation = play(seed)
+            if violation is not None:
+                return seed, violation
+        return None
+    finally:
+        sweep()
+
+
+# Outcomes.
+
+
+@bug("the result is set without looking whether the caller cancelled")
+def _() -> Any:
+    def settle(self: Delivery, outcome: Any) -> None:
+        self.wire = b""
+        if isinstance(outcome, Receipt):
+            self.set_result(outcome)
+        else:
+            self.set_exception(outcome)
+            self.exception()
+
+    return replace(Delivery, "settle", settle)
+
+
+@bug("absent from the answer is delivered, though the counts do not add up")
+def _() -> Any:
+    def attribute(events: Any, body: Any) -> list[Any]:
+        answer = _wire.read_answer(body)
+        if answer is None:
+            return [Told.UNCONFIRMED] * len(events)
+        named = {item.echo.get("parentguid"): item.errors for item in answer.unprocessed if item.echo}
+        return [
+            Rejected(named[event.parent_guid]) if event.parent_guid in named else Told.DELIVERED
+            for event in events
+        ]
+
+    return replace(_flush, "attribute", attribute)
+
+
+@bug("a 2xx that cannot be read is taken for a good one")
+def _() -> Any:
+    return replace(_wire, "says_all_processed", lambda body, count: True)
+
+
+@bug("what cannot be told is rejected")
+def _() -> Any:
+    original = FlushWorkers._end
+
+    def end(self: Any, part: Any, delivery: Any, error: Any, reason: str) -> None:
+        if "does not tell" in reason:
+            self._reject(part, delivery, ())
+        else:
+            original(self, part, delivery, error, reason)
+
+    return replace(FlushWorkers, "_end", end)
+
+
+@bug("a lost answer is taken for a clear refusal")
+def _() -> Any:
+    return replace(
+        FlushWorkers, "_on_no_reply", lambda self, part, reply: self._again(part, reply.reason, None)
+    )
+
+
+@bug("502 and 504 are taken for clear refusals")
+def _() -> Any:
+    def lenient(status: int) -> Meaning:
+        return Meaning.AGAIN if status in (502, 504) else judge(status)
+
+    return replace(_flush, "judge", lenient)
+
+
+@bug("the receipt keeps a possible duplicate to itself")
+def _() -> Any:
+    original = Ledger.settle_delivered
+
+    def settle(self: Any, deliveries: Any, *, attempts: int, maybe_duplicate: bool) -> None:
+        original(self, deliveries, attempts=attempts, maybe_duplicate=False)
+
+    return replace(Ledger, "settle_delivered", settle)
+
+
+@bug("one bad event costs all that travel with it")
+def _() -> Any:
+    def refused(self: Any, part: Any, reply: Any) -> None:
+        for delivery in part.deliveries:
+            self._reject(part, delivery, ())
+
+    return replace(FlushWorkers, "_on_refused", refused)
+
+
+# The account.
+
+
+@bug("a permit is not given back for what was rejected")
+def _() -> Any:
+    original = Ledger._count
+
+    def count(self: Any, outcome: Any, count: int, size: int) -> None:
+        original(self, outcome, count, size)
+        if outcome == "rejected":
+            self.pending += 1
+
+    return replace(Ledger, "_count", count)
+
+
+@bug("who is cancelled while it waits for room keeps what it was granted")
+def _() -> Any:
+    original = Ledger.wait_for_room
+
+    async def wait(self: Any, size: int) -> None:
+        try:
+            await original(self, size)
+        except asyncio.CancelledError:
+            self._granted += 1
+            raise
+
+    return replace(Ledger, "wait_for_room", wait)
+
+
+@bug("the bound on bytes is not looked at")
+def _() -> Any:
+    def admit(self: Any, delivery: Any, *, now: float) -> bool:
+        if self._line or self._granted or self.pending >= self._max_pending:
+            return False
+        self._admit(delivery, len(delivery.wire), now)
+        return True
+
+    return replace(Ledger, "admit_nowait", admit)
+
+
+@bug("an event is settled twice")
+def _() -> Any:
+    original = Ledger._count
+
+    def count(self: Any, outcome: Any, count: int, size: int) -> None:
+        original(self, outcome, count + (outcome == "delivered"), size)
+
+    return replace(Ledger, "_count", count)
+
+
+# Batches and order.
+
+
+@bug("the interval is pushed back by later events")
+def _() -> Any:
+    original = Batches.add
+
+    def add(self: Any, session_id: str, item: Any, *, now: float) -> bool:
+        is_due = original(self, session_id, item, now=now)
+        session = self._shards[hash(session_id) % 64].get(session_id)
+        if session is not None and session.after is not _batching._NOWHERE and not is_due:
+            _batching._unlink(session)
+            session.opened_at = now
+            self._opening.append(session)
+        return is_due
+
+    return replace(Batches, "add", add)
+
+
+@bug("a batch may be one too large")
+def _() -> Any:
+    original = Batches.__init__
+
+    def init(self: Any, *, max_batch_size: int, interval: float) -> None:
+        original(self, max_batch_size=max_batch_size + 1, interval=interval)
+
+    return replace(Batches, "__init__", init)
+
+
+@bug("sessions are mixed")
+def _() -> Any:
+    original = Batches.add
+    return replace(Batches, "add", lambda self, session_id, item, *, now: original(self, "s", item, now=now))
+
+
+@bug("a session has two requests in flight, so that order is lost on a retry")
+def _() -> Any:
+    original = Batches.take
+
+    def take(self: Any, *, now: float) -> Any:
+        taken = original(self, now=now)
+        if taken is not None:
+            taken[0].in_flight = False
+        return taken
+
+    return replace(Batches, "take", take)
+
+
+@bug("the second half goes first")
+def _() -> Any:
+    original = _Part.halve
+
+    def halve(self: Any) -> None:
+        original(self)
+        self.halves = self.halves[::-1]
+
+    return replace(_Part, "halve", halve)
+
+
+@bug("session states stay when they are empty")
+def _() -> Any:
+    return replace(Batches, "_forget_if_empty", lambda self, session: None)
+
+
+@bug("a session in flight is forgotten, and opened a second time")
+def _() -> Any:
+    original = Batches.take
+
+    def take(self: Any, *, now: float) -> Any:
+        taken = original(self, now=now)
+        if taken is not None:
+            self._shards[hash(taken[0].id) % 64].pop(taken[0].id, None)
+        return taken
+
+    def release(self: Any, session: Any, *, now: float) -> None:
+        session.in_flight = False
+        self.sessions -= 1
+
+    @contextlib.contextmanager
+    def both() -> Iterator[None]:
+        with replace(Batches, "take", take), replace(Batches, "release", release):
+            yield
+
+    return both()
+
+
+# Workers, retries and time.
+
+
+@bug("the whole batch is sent again after a 207")
+def _() -> Any:
+    original = FlushWorkers._on_reply
+
+    def on_reply(self: Any, part: Any, reply: Any) -> Any:
+        if isinstance(reply, Reply) and reply.status == 207:
+            return self._again(part, "HTTP 207", reply)
+        return original(self, part, reply)
+
+    return replace(FlushWorkers, "_on_reply", on_reply)
+
+
+@bug("a 2xx that does not tell is sent again")
+def _() -> Any:
+    original = FlushWorkers._on_reply
+
+    def on_reply(self: Any, part: Any, reply: Any) -> Any:
+        if isinstance(reply, Reply) and 200 <= reply.status <= 299 and _wire.read_answer(reply.body) is None:
+            return self._again(part, "unreadable", reply)
+        return original(self, part, reply)
+
+    return replace(FlushWorkers, "_on_reply", on_reply)
+
+
+@bug("expiry is not checked before a retry")
+def _() -> Any:
+    return replace(FlushWorkers, "_drop_expired", lambda self, part: None)
+
+
+@bug("Retry-After is not heeded")
+def _() -> Any:
+    return replace(_retry, "parse_retry_after", lambda value, *, now: 0.0)
+
+
+@bug("a retry comes too soon")
+def _() -> Any:
+    return replace(_retry, "next_wait", lambda policy, *, retry_after, random: max(0.5, retry_after))
+
+
+@bug("one attempt too many")
+def _() -> Any:
+    original = FlushWorkers._again
+
+    def again(self: Any, part: Any, reason: str, reply: Any) -> Any:
+        allowed = self._policy.max_attempts
+        if allowed is not None and part.failures + 1 == allowed:
+            part.failures -= 1
+        return original(self, part, reason, reply)
+
+    return replace(FlushWorkers, "_again", again)
+
+
+@bug("deadlines are not kept")
+def _() -> Any:
+    return replace(FlushWorkers, "_overdue_by", lambda self, now: lambda delivery: False)
+
+
+@bug("what waits in the queue is forgotten while all workers are held up")
+def _() -> Any:
+    return replace(FlushWorkers, "_arm_sweep", lambda self: None)
+
+
+@bug("more workers than allowed")
+def _() -> Any:
+    original = FlushWorkers.__init__
+
+    def init(self: Any, **settings: Any) -> None:
+        settings["max_concurrency"] += 1
+        original(self, **settings)
+
+    return replace(FlushWorkers, "__init__", init)
+
+
+@bug("nobody wakes when the interval is over")
+def _() -> Any:
+    return replace(FlushWorkers, "_wake_at", lambda self, due_at: None)
+
+
+@bug("a worker's end is swallowed, and its events with it")
+def _() -> Any:
+    return replace(FlushWorkers, "_interrupt", lambda self, parts, reason: None)
+
+
+@bug("the close waits out a back-off")
+def _() -> Any:
+    original = FlushWorkers.stop
+
+    async def stop(self: Any) -> None:
+        while self._workers:
+            await asyncio.wait(self._workers)
+        await original(self)
+
+    return replace(FlushWorkers, "stop", stop)
+
+
+@bug("the close leaves the queue as it is")
+def _() -> Any:
+    return replace(FlushWorkers, "_give_up_some", lambda self: False)
+
+
+# The transport.
+
+
+@bug("redirects are followed")
+def _() -> Any:
+    original = aiohttp.ClientSession.post
+
+    def post(self: Any, url: Any, **options: Any) -> Any:
+        return original(self, url, **(options | {"allow_redirects": True}))
+
+    return replace(aiohttp.ClientSession, "post", post)
+
+
+@bug("a request that went out is taken for one that did not")
+def _() -> Any:
+    original = Request.write
+
+    async def write(self: Any, writer: Any) -> None:
+        try:
+            await original(self, writer)
+        finally:
+            self.went_out = False
+
+    return replace(Request, "write", write)
+
+
+@bug("there is no time-out")
+def _() -> Any:
+    original = _Timeouts.__init__
+
+    def init(self: Any, seconds: float) -> None:
+        original(self, 1e6)
+
+    return replace(_Timeouts, "__init__", init)
+
+
+@bug("the connections stay open")
+def _() -> Any:
+    async def aclose(self: Any) -> None:
+        """Forgets to."""
+
+    return replace(HttpTransport, "aclose", aclose)

@@ -1,0 +1,51 @@
+"""Many seeds, in several processes."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import sys
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+
+from tests.simulation.bugs import BUGS, first_seed
+from tests.simulation.world import play, sweep
+
+CHUNK = 100
+
+
+def play_all(seeds: range, *, calm: bool = False) -> tuple[Counter[str], list[tuple[int, str]]]:
+    """What was reached, and the seeds that failed."""
+    reached: Counter[str] = Counter()
+    failed = []
+    for seed in seeds:
+        counts, violation = play(seed, calm=calm)
+        reached.update(counts)
+        if violation is not None:
+            failed.append((seed, violation))
+            sweep()
+    return reached, failed
+
+
+def campaign(
+    seeds: range, *, jobs: int = 2, calm: bool = False, progress: bool = False
+) -> tuple[Counter[str], list[tuple[int, str]]]:
+    """Plays many seeds in several processes."""
+    reached: Counter[str] = Counter()
+    failed: list[tuple[int, str]] = []
+    chunks = [seeds[first : first + CHUNK] for first in range(0, len(seeds), CHUNK)]
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        for number, (counts, failures) in enumerate(
+            pool.map(functools.partial(play_all, calm=calm), chunks), 1
+        ):
+            reached.update(counts)
+            failed += failures
+            if progress and (sys.stderr.isatty() or number % 20 == 0):
+                print(f"{number * CHUNK:,} of {len(seeds):,} seeds, {len(failed)} failed", file=sys.stderr)
+    return reached, failed
+
+
+def first_seeds(jobs: int = 2) -> dict[str, tuple[int, str] | None]:
+    """The seed that finds each planted bug, and what it says."""
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        return dict(zip(BUGS, pool.map(first_seed, BUGS), strict=True))

@@ -1,0 +1,599 @@
+"""One run: everything drawn from a seed, and the nine invariants held against the server's record."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import itertools
+import logging
+import random
+import socket
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from unittest import mock
+
+import attrs
+
+from rokt_events_async import (
+    Delivery,
+    DeliveryError,
+    Emitter,
+    EmitterClosedError,
+    InvalidEventError,
+    PartnerEvent,
+    QueueFullError,
+    Receipt,
+    RetryPolicy,
+)
+from tests.samples import CREDENTIALS
+from tests.simulation.loop import DeadlockError, SimulatedLoop
+from tests.simulation.network import Connection
+from tests.simulation.server import PLANS, REFUSED, SPOILT, WHOLE, Exchange, Peer
+
+START = datetime(2026, 5, 4, 12, 0, 0, 123456, tzinfo=UTC)
+MAX_AGE = timedelta(days=3)
+CONNECT_PLANS = ("no name", "refused", "hangs", "reset at once", "closed at once")
+CALLER_ACTS = (
+    "drops it",
+    "cancels it",
+    "awaits it",
+    "awaits with a time-out",
+    "re-enters from a callback",
+    "a callback raises",
+    "cancelled while tracking",
+)
+ENDINGS = ("waits for all", "closes early", "closes twice", "close cancelled", "workers cancelled")
+SLACK = 1.5
+"""Seconds: how rarely what waits in the queue beyond its deadline is looked for, and a turn or two."""
+
+
+class Violation(AssertionError):  # noqa: N818 -- the word for it
+    """An invariant does not hold."""
+
+
+@attrs.define
+class Accepted:
+    """An event that the client has accepted."""
+
+    id: str
+    session: str
+    order: int
+    at: float
+    is_timed: bool
+    outcome: Receipt | DeliveryError | None = None
+    settled_at: float | None = None
+
+
+class World:
+    """A world drawn from a seed.
+
+    Args:
+        calm: Whether nothing ever goes wrong.
+    """
+
+    def __init__(self, seed: int, *, calm: bool = False) -> None:
+        self.seed = seed
+        self.is_calm = calm
+        self.luck = luck = random.Random(f"traffic {seed}")
+        self._server_luck = random.Random(f"server {seed}")
+        self.loop = SimulatedLoop(random.Random(f"order {seed}"))
+        self.loop.after_turn = self.check_step
+        self.loop.connect = self._connect
+        self.loop.resolve = self._resolve
+        self.trace: list[str] = []
+        self.reached: Counter[str] = Counter()
+        self.record: list[Exchange] = []
+        self.accepted: list[Accepted] = []
+        self.connections: set[int] = set()
+        self._numbers = 0
+        self._offsets: list[tuple[float, timedelta]] = [(0.0, timedelta(0))]
+
+        share = 0.0 if calm else luck.choice([0.0, 0.05, 0.3, 0.7, 0.95])
+        self.plans = luck.sample(PLANS, luck.randint(1, 6))
+        self.connect_plans = luck.sample(CONNECT_PLANS, luck.randint(0, 3))
+        self.share = share
+        self.calm_at = 1000.0 + luck.choice([1.0, 10.0, 60.0, 200.0])
+        self.latency = luck.choice([0.0, 0.001, 0.05] if calm else [0.0, 0.001, 0.05, 0.3])
+        self.jumps = (
+            []
+            if calm
+            else [luck.choice([-4000, -60, 60, 4000, 172_800]) for _ in range(luck.choice([0, 0, 0, 1, 2]))]
+        )
+        self.settings: dict[str, Any] = {
+            "flush_interval": luck.choice([0, 0.01, 0.25, 2.0]),
+            "max_batch_size": luck.choice([1, 2, 7, 25, 25]),
+            "max_concurrency": luck.choice([1, 2, 3, 16]),
+            "max_pending": luck.choice([1, 3, 10, 1000]),
+            "max_pending_bytes": luck.choice([600, 5000, 10**7, 10**7]),
+            "when_full": "wait" if calm else luck.choice(["wait", "wait", "raise", "drop"]),
+            "request_timeout": luck.choice([0.7, 3.0, 10.0]),
+            "close_timeout": luck.choice([0, 0.4, 6.0, 400.0]),
+            "retry": RetryPolicy(
+                deadline=luck.choice([4.0, 20.0, 120.0]),
+                max_attempts=luck.choice([None, None, None, 1, 2, 4]),
+                retry_unconfirmed=luck.random() < 0.7,
+            ),
+        }
+        self.max_batch_size: int = self.settings["max_batch_size"]
+        self.policy: RetryPolicy = self.settings["retry"]
+        self.ending = "waits for all" if calm else luck.choice(ENDINGS)
+        self.sessions = luck.choice([1, 3, 20, 300])
+        bad = [] if calm else luck.choice([[], [REFUSED], [REFUSED, SPOILT]])
+        self.kinds = ["SignalViewed"] * luck.choice([1, 12, 40]) + bad
+        self.is_prompt = (
+            share == 0
+            and SPOILT not in bad
+            and self.settings["max_concurrency"] >= self.sessions
+            and 4 * self.latency < self.settings["request_timeout"]
+        )
+        self.acts = ("drops it", "awaits it") if calm else CALLER_ACTS
+        self.bursts = luck.choice([(1,), (1, 1, 6), (1, 1, 1, 1, 1, 30)])
+        self.is_hurried = False
+
+    # What the server, the network and the clock ask.
+
+    def draw_plan(self, *, is_closed: bool) -> str:
+        if is_closed:
+            plan = "at a closed connection"
+        elif self.now() < self.calm_at and self._server_luck.random() < self.share:
+            plan = self._server_luck.choice(self.plans)
+        else:
+            plan = "well"
+        self.reached[f"server: {plan}"] += 1
+        return plan
+
+    def draw(self, name: str, choices: list[Any]) -> Any:
+        chosen = self._server_luck.choice(choices)
+        self.reached[f"server: {name} {chosen}"] += 1
+        return chosen
+
+    def now(self) -> float:
+        return self.loop.time()
+
+    def later(self, wait: float, call: Callable[..., Any], *args: Any) -> None:
+        self.loop.call_later(wait, call, *args)
+
+    def note(self, what: str) -> None:
+        self.trace.append(f"{self.now():.6f} {what}")
+
+    def violated(self, what: str) -> None:
+        raise Violation(what)
+
+    def clock(self) -> datetime:
+        return START + timedelta(seconds=self.now() - 1000.0) + self._offsets[-1][1]
+
+    def _jump(self, seconds: int) -> None:
+        self._offsets.append((self.now(), self._offsets[-1][1] + timedelta(seconds=seconds)))
+        self.reached[f"clock: {'back' if seconds < 0 else 'ahead'}"] += 1
+        self.note(f"the clock jumps by {seconds} s")
+
+    def check_time(self, event_time: datetime) -> None:
+        """Invariant 4: it was not too old at some moment of its request's time."""
+        since = self.now() - self.settings["request_timeout"] - 2 * self.latency - 0.001
+        past = [offset for at, offset in self._offsets if at >= since]
+        offset = min(
+            [
+                *past,
+                self._offsets[-1][1],
+                next(o for at, o in reversed(self._offsets) if at <= since or at == 0.0),
+            ]
+        )
+        clock = START + timedelta(seconds=since - 1000.0) + offset
+        # The wire's time is truncated to milliseconds.
+        if clock - event_time > MAX_AGE + timedelta(milliseconds=1):
+            self.violated(f"4: sent an event that is {clock - event_time} old")
+
+    def _plan_connection(self) -> str:
+        if self.connect_plans and self.now() < self.calm_at and self._server_luck.random() < self.share / 2:
+            plan = self._server_luck.choice(self.connect_plans)
+            self.reached[f"connection: {plan}"] += 1
+            return plan
+        return "well"
+
+    def _resolve(self) -> None:
+        if self._plan_connection() == "no name":
+            raise socket.gaierror(-2, "Name or service not known")
+
+    async def start_connection(self, addr_infos: Any, **_kwargs: Any) -> Any:
+        port = addr_infos[0][4][1]
+        if port != 8080:
+            self.violated(f"8: a connection to port {port}")
+        plan = self._plan_connection()
+        if plan == "refused":
+            raise ConnectionRefusedError(111, "Connection refused")
+        if plan == "hangs":
+            await asyncio.get_running_loop().create_future()
+        await asyncio.sleep(self.latency)
+        return plan
+
+    def _connect(self, factory: Callable[[], Any], plan: str) -> Connection:
+        connection = Connection(
+            self.loop, factory(), self.latency, lambda gone: self.connections.discard(id(gone))
+        )
+        self.connections.add(id(connection))
+        connection.to_server = Peer(self, connection, self.record).receive
+        if plan == "reset at once":
+            connection.reset()
+        elif plan == "closed at once":
+            connection.finish()
+        self._keep = connection
+        return connection
+
+    # The run.
+
+    def run(self) -> None:
+        """Plays it.
+
+        Raises:
+            Violation: An invariant does not hold; its number is in the message.
+        """
+        faults: list[str] = []
+        self.loop.set_exception_handler(
+            lambda _, context: faults.append(str(context.get("exception") or context["message"]))
+        )
+        handler = _Collecting(faults)
+        logger = logging.getLogger("rokt_events_async")
+        propagates, logger.propagate = logger.propagate, False
+        logger.addHandler(handler)
+        try:
+            with warnings.catch_warnings(), _patched(self):
+                warnings.simplefilter("error")
+                warnings.filterwarnings("ignore", "event type")
+                warnings.filterwarnings("ignore", category=DeprecationWarning, module="backoff")
+                self.loop.run_until_complete(self._live())
+                self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        except DeadlockError as error:
+            raise Violation(f"6: {error}") from None
+        finally:
+            logger.removeHandler(handler)
+            logger.propagate = propagates
+            for task in asyncio.all_tasks(self.loop):
+                task.get_coro().close()
+            self.loop.close()
+        expected = [fault for fault in faults if "planned" not in fault]
+        if expected:
+            self.violated(f"a fault: {expected[0]}")
+        self.check_end()
+
+    async def _live(self) -> None:
+        self.emitter = emitter = Emitter(
+            CREDENTIALS,
+            endpoint="http://localhost:8080/v1/partner/events",
+            _clock=self.clock,
+            _random=random.Random(f"client {self.seed}"),
+            **self.settings,
+        )
+        for seconds in self.jumps:
+            self.loop.call_later(self.luck.random() * 100, self._jump, seconds)
+        await emitter.start()
+        callers = [asyncio.create_task(self._call()) for _ in range(self.luck.randint(1, 4))]
+        await asyncio.wait(
+            callers,
+            timeout=None if self.ending == "waits for all" else self.luck.choice([0.01, 1.0, 8.0, None]),
+        )
+        self.reached[f"ending: {self.ending}"] += 1
+        if self.ending == "workers cancelled":
+            self.is_hurried = True
+            assert emitter._workers is not None
+            for task in list(emitter._workers._workers):  # In order; that of `all_tasks` is by address.
+                task.cancel()
+            await asyncio.sleep(self.luck.choice([0, 0.05, 3.0]))
+        if self.ending == "waits for all":
+            await emitter.flush()
+        await self._close()
+        await asyncio.gather(*callers)
+        await asyncio.sleep(2.0)  # What is still on its way to the server arrives.
+
+    async def _close(self) -> None:
+        began = self.now()
+        closing = [asyncio.create_task(self.emitter.aclose())]
+        if self.ending == "closes twice":
+            closing.append(asyncio.create_task(self.emitter.aclose()))
+        if self.ending == "close cancelled":
+            self.is_hurried = True
+            self.loop.call_later(self.luck.choice([0, 0.1, 2.0]), closing[0].cancel)
+        await asyncio.wait(closing)
+        took = self.now() - began
+        if took > self.settings["close_timeout"] + 0.5:
+            self.violated(f"6: the close took {took} s of {self.settings['close_timeout']}")
+        if took >= self.settings["close_timeout"]:
+            self.is_hurried = True
+            self.reached["close: at its deadline"] += 1
+        if _workers(self.loop):
+            self.violated("5: workers are left after the close")
+        if self.connections:
+            self.violated("5: connections are left after the close")
+        # What aiohttp has cancelled is not left.
+        timers = [timer for timer in self.loop._scheduled if not timer.cancelled() and "rokt" in repr(timer)]  # type: ignore[attr-defined]
+        if timers:
+            self.violated(f"5: timers are left after the close: {timers}")
+
+    async def _call(self) -> None:
+        """A caller; what it does to each event is drawn."""
+        for _ in range(self.luck.choice([1, 8, 25])):
+            burst = self.luck.choice(self.bursts)
+            for _ in range(burst):
+                act = "drops it" if burst > 25 else self.luck.choice(self.acts)
+                tracking = asyncio.create_task(self._track(act))
+                if act == "cancelled while tracking":
+                    self.loop.call_later(self.luck.choice([0.0, 0.5]), tracking.cancel)
+                await asyncio.wait([tracking])
+                if not tracking.cancelled() and tracking.exception() is not None:
+                    raise tracking.exception()  # type: ignore[misc]
+            await asyncio.sleep(self.luck.choice([0.0, 0.01, 0.3, 3.0]))
+            if self.luck.random() < 0.05:
+                self.reached["caller: flushes"] += 1
+                with contextlib.suppress(EmitterClosedError):
+                    await self.emitter.flush()
+
+    def _event(self) -> PartnerEvent:
+        self._numbers += 1
+        ages = [None] * 20 + [
+            MAX_AGE - timedelta(seconds=self.luck.choice([0.3, 5.0, 60.0])),
+            timedelta(minutes=-4),
+        ]
+        age = None if self.is_calm else self.luck.choice(ages)
+        return PartnerEvent(
+            event_type=self.luck.choice(self.kinds),
+            session_id=f"s{self.luck.randrange(self.sessions)}",
+            parent_guid=f"e{self._numbers}",
+            client_unique_id="order",
+            metadata={"text": "x" * self.luck.choice([0, 0, 300])} if self.luck.random() < 0.3 else None,
+            event_time=None if age is None else self.clock() - age,
+        )
+
+    async def _track(self, act: str) -> None:
+        event = self._event()
+        self.reached[f"caller: {act}"] += 1
+        if self.luck.random() < 0.03:
+            self._track_invalid()
+        try:
+            delivery = await self.emitter.track(event)
+        except (QueueFullError, EmitterClosedError) as error:
+            self.reached[f"caller: {type(error).__name__}"] += 1
+            return
+        except asyncio.CancelledError:
+            self.reached["caller: cancelled while it waits for room"] += 1
+            raise
+        self._accept(delivery)
+        await self._act(act, delivery)
+
+    def _track_invalid(self) -> None:
+        event = attrs.evolve(self._event(), event_time=self.clock() - MAX_AGE - timedelta(seconds=1))
+        with contextlib.suppress(EmitterClosedError):
+            try:
+                self.emitter.track_nowait(event)
+            except InvalidEventError:
+                self.reached["caller: an event too old"] += 1
+            else:
+                self.violated("4: an event too old was accepted")
+
+    def _accept(self, delivery: Delivery) -> None:
+        event = delivery.event
+        entry = Accepted(event.parent_guid, event.session_id, len(self.accepted), self.now(), is_timed=False)
+        self.accepted.append(entry)
+        delivery.add_done_callback(lambda done: self._settled(entry, done))
+        self.note(f"accepted {entry.id} of {entry.session}")
+
+    def _settled(self, entry: Accepted, delivery: asyncio.Future[Receipt]) -> None:
+        if delivery.cancelled():
+            return
+        outcome: Any = delivery.exception() or delivery.result()
+        entry.outcome, entry.settled_at = outcome, self.now()
+        self.reached[f"outcome: {outcome.outcome}"] += 1
+        self.note(f"{outcome.outcome} {entry.id}")
+
+    async def _act(self, act: str, delivery: Delivery) -> None:
+        if act == "cancels it":
+            delivery.cancel()
+        elif act == "awaits it":
+            with contextlib.suppress(DeliveryError):
+                await delivery
+        elif act == "awaits with a time-out":
+            with contextlib.suppress(DeliveryError, TimeoutError):
+                await asyncio.wait_for(delivery, 0.2)
+        elif act == "re-enters from a callback":
+            delivery.add_done_callback(self._re_enter)
+        elif act == "a callback raises":
+            delivery.add_done_callback(_raise)
+
+    def _re_enter(self, _: Any) -> None:
+        with contextlib.suppress(EmitterClosedError, QueueFullError):
+            self._accept(self.emitter.track_nowait(self._event()))
+
+    # The invariants.
+
+    def check_step(self) -> None:
+        """What holds at every turn of the loop."""
+        emitter: Emitter | None = getattr(self, "emitter", None)
+        if emitter is None:
+            return
+        stats = emitter.stats
+        settled = stats.delivered + stats.rejected + stats.expired + stats.failed + stats.unconfirmed
+        if stats.accepted != settled + stats.pending or stats.accepted != len(self.accepted):
+            self.violated(f"1: {stats}, and {len(self.accepted)} were accepted")
+        limits = (
+            ("pending", stats.pending, self.settings["max_pending"]),
+            ("bytes", stats.pending_bytes, self.settings["max_pending_bytes"]),
+            ("in flight", stats.in_flight, self.settings["max_concurrency"]),
+            ("connections", len(self.connections), self.settings["max_concurrency"]),
+            ("sessions", stats.sessions, stats.pending),
+        )
+        for name, count, bound in limits:
+            if not 0 <= count <= bound:
+                self.violated(f"5: {count} {name}, at most {bound}")
+        if len(_workers(self.loop)) > self.settings["max_concurrency"]:
+            self.violated("5: too many workers")
+
+    def check_end(self) -> None:
+        """What holds when all is over."""
+        stats = self.emitter.stats
+        if stats.pending or stats.pending_bytes or stats.sessions or stats.in_flight:
+            self.violated(f"1: left at the end: {stats}")
+        known = {entry.id: entry for entry in self.accepted}
+        self._sessions = {entry.id: entry.session for entry in self.accepted}
+        carried: dict[str, list[Exchange]] = {id_: [] for id_ in known}
+        for exchange in self.record:
+            for id_ in exchange.ids:
+                if id_ not in known:
+                    self.violated(f"1: the server received {id_}, which was never accepted")
+                carried[id_].append(exchange)
+        for entry in self.accepted:
+            self._check_requests(entry, carried[entry.id])
+            if entry.outcome is not None:
+                self._check_outcome(entry, entry.outcome, carried[entry.id])
+        self._check_order(carried)
+        if self.is_prompt:
+            self._check_promptness(carried)
+        self._count(carried)
+
+    def _check_requests(self, entry: Accepted, exchanges: list[Exchange]) -> None:
+        for earlier, later in itertools.pairwise(exchanges):
+            if not earlier.may_be_sent_again:
+                self.violated(f"3: {entry.id} was sent again after {earlier}")
+            if earlier.status in WHOLE:
+                continue
+            wait = 1.0 if earlier.status is None else max(1.0, earlier.retry_after)
+            since = earlier.told_at if earlier.told_at is not None else earlier.at
+            if later.at - since < wait - 1e-6:
+                self.violated(f"9: {entry.id} was sent again after {later.at - since} s, {earlier}")
+        refused = any(exchange.status in WHOLE for exchange in exchanges)
+        if self.policy.max_attempts is not None and not refused and len(exchanges) > self.policy.max_attempts:
+            self.violated(f"9: {entry.id} was sent {len(exchanges)} times")
+
+    def _check_outcome(
+        self, entry: Accepted, outcome: Receipt | DeliveryError, exchanges: list[Exchange]
+    ) -> None:
+        accepted = [exchange for exchange in exchanges if entry.id in exchange.accepted]
+        in_the_dark = [exchange for exchange in exchanges if exchange.may_have_accepted]
+        name = outcome.outcome
+        if name == "delivered" and not accepted:
+            self.violated(f"2: {entry.id} is delivered, and the server never accepted it")
+        if name == "rejected" and not self._is_refused(entry, exchanges):
+            self.violated(f"2: {entry.id} is rejected, and the server never named it")
+        if name in ("expired", "failed") and accepted:
+            self.violated(f"2: {entry.id} is {name}, and the server accepted it")
+        if name == "unconfirmed" and not in_the_dark and not self.is_hurried:
+            self.violated(f"2: {entry.id} is unconfirmed, and every answer told: {exchanges}")
+        if isinstance(outcome, Receipt):
+            self._check_receipt(entry, outcome, exchanges)
+        self._check_deadline(entry, outcome)
+
+    def _check_deadline(self, entry: Accepted, outcome: Receipt | DeliveryError) -> None:
+        """Invariant 6; what never left, and had nothing of its session before it, waits for no request."""
+        assert entry.settled_at is not None
+        is_alone = list(self._sessions.values()).count(entry.session) == 1
+        spare = 0.0 if outcome.attempts == 0 and is_alone else self.settings["request_timeout"]
+        limit = entry.at + self.policy.deadline + spare + SLACK
+        if entry.settled_at > limit:
+            self.violated(f"6: {entry.id} was settled {entry.settled_at - limit} s late")
+
+    def _is_refused(self, entry: Accepted, exchanges: list[Exchange]) -> bool:
+        """Named in a 207, or refused alone; or with others, where too many are refused for halving."""
+        whole = sum(exchange.status in WHOLE and len(exchange.ids) > 1 for exchange in self.record)
+        return any(
+            entry.id in exchange.named
+            or (exchange.status in WHOLE and (len(exchange.ids) == 1 or whole > 16))
+            for exchange in exchanges
+        )
+
+    def _check_receipt(self, entry: Accepted, receipt: Receipt, exchanges: list[Exchange]) -> None:
+        accepted = [exchange for exchange in exchanges if entry.id in exchange.accepted]
+        if len(accepted) > 1 and not receipt.maybe_duplicate:
+            self.violated(f"3: {entry.id} was accepted {len(accepted)} times, its receipt does not say so")
+        if receipt.maybe_duplicate and not any(exchange.may_have_accepted for exchange in exchanges):
+            self.violated(f"3: {entry.id} may be a duplicate, and no answer was lost")
+        if receipt.attempts < len(exchanges):
+            self.violated(f"9: {entry.id} was sent {len(exchanges)} times, not {receipt.attempts}")
+
+    def _check_order(self, carried: dict[str, list[Exchange]]) -> None:
+        """Invariant 7: first received, and first accepted, in the order of acceptance, session by session."""
+        places = {id(exchange): place for place, exchange in enumerate(self.record)}
+        last: dict[tuple[str, str], tuple[int, int]] = {}
+        for entry in self.accepted:
+            firsts = {
+                "received": next(iter(carried[entry.id]), None),
+                "accepted": next((one for one in carried[entry.id] if entry.id in one.accepted), None),
+            }
+            for what, first in firsts.items():
+                if first is None:
+                    continue
+                place = (places[id(first)], first.ids.index(entry.id))
+                if place < last.get((entry.session, what), (-1, 0)):
+                    self.violated(f"7: {entry.id} overtook others of {entry.session}: {what}")
+                last[entry.session, what] = place
+
+    def _check_promptness(self, carried: dict[str, list[Exchange]]) -> None:
+        """Nothing is in the way: an event leaves when the interval is over, or after those before it."""
+        for entry in self.accepted:
+            if not carried[entry.id]:
+                continue
+            left_at = carried[entry.id][0].at
+            before = sum(
+                entry.at <= one.at < left_at and self._session_of(one) == entry.session for one in self.record
+            )
+            limit = self.settings["flush_interval"] + (before + 2) * (4 * self.latency + 0.01)
+            if left_at - entry.at > limit:
+                self.violated(f"6: {entry.id} left {left_at - entry.at} s after it was accepted")
+
+    def _session_of(self, exchange: Exchange) -> str:
+        return self._sessions[exchange.ids[0]]
+
+    def _count(self, carried: dict[str, list[Exchange]]) -> None:
+        for exchanges in carried.values():
+            self.reached["sent again"] += len(exchanges) > 1
+            self.reached["accepted twice"] += sum(bool(one.accepted) for one in exchanges) > 1
+            self.reached["halved"] += any(one.status in WHOLE and len(one.ids) > 1 for one in exchanges)
+        self.reached["full batch"] += any(len(exchange.ids) == 25 for exchange in self.record)
+
+
+class _Collecting(logging.Handler):
+    """Faults of the library are logged; nothing else counts here."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__(logging.ERROR)
+        self._faults = faults
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if "fault" in message:
+            self._faults.append(message)
+
+
+def _raise(_: Any) -> None:
+    raise RuntimeError("planned: a callback of the application's")
+
+
+def _workers(loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[Any]]:
+    return [task for task in asyncio.all_tasks(loop) if task.get_name() == "rokt-events-flush"]
+
+
+@contextlib.contextmanager
+def _patched(world: World) -> Iterator[None]:
+    """Where aiohttp goes past the loop: to the clock, and to a socket."""
+    with (
+        mock.patch("aiohttp.connector.monotonic", world.loop.time),
+        mock.patch("aiohttp.connector.aiohappyeyeballs.start_connection", world.start_connection),
+    ):
+        yield
+
+
+def play(seed: int, *, calm: bool = False) -> tuple[Counter[str], str | None]:
+    """What a seed reached, and what it violated, if it did."""
+    world = World(seed, calm=calm)
+    try:
+        world.run()
+    except Violation as found:
+        return world.reached, str(found)
+    return world.reached, None
+
+
+def sweep() -> None:
+    """Takes away, without a word, what worlds have left open in which something was violated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
