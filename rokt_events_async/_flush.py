@@ -379,7 +379,8 @@ class FlushWorkers:
         now = self._clock()
         oldest = now - MAX_AGE
         for delivery in part.deliveries:
-            if _time(delivery) < oldest:
+            time = delivery.event.event_time
+            if time is not None and time < oldest:
                 break
         else:
             return

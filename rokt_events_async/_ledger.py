@@ -164,11 +164,10 @@ class Ledger:
         count = size = 0
         try:
             for delivery in deliveries:
-                receipt = receipt_for(delivery.event, attempts, maybe_duplicate)
                 _leave(delivery)
                 count += 1
                 size += len(delivery.wire)
-                delivery.settle(receipt)
+                delivery.settle(receipt_for(delivery.event, attempts, maybe_duplicate))
         finally:
             self._count("delivered", count, size)
 

@@ -223,6 +223,15 @@ class World:
         self._keep = connection
         return connection
 
+    @contextlib.contextmanager
+    def patched(self) -> Iterator[None]:
+        """Where aiohttp goes past the loop: to the clock, and to a socket."""
+        with (
+            mock.patch("aiohttp.connector.monotonic", self.loop.time),
+            mock.patch("aiohttp.connector.aiohappyeyeballs.start_connection", self.start_connection),
+        ):
+            yield
+
     # The run.
 
     def run(self) -> None:
@@ -240,7 +249,7 @@ class World:
         propagates, logger.propagate = logger.propagate, False
         logger.addHandler(handler)
         try:
-            with warnings.catch_warnings(), _patched(self):
+            with warnings.catch_warnings(), self.patched():
                 warnings.simplefilter("error")
                 warnings.filterwarnings("ignore", "event type")
                 warnings.filterwarnings("ignore", category=DeprecationWarning, module="backoff")
@@ -570,16 +579,6 @@ def _raise(_: Any) -> None:
 
 def _workers(loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[Any]]:
     return [task for task in asyncio.all_tasks(loop) if task.get_name() == "rokt-events-flush"]
-
-
-@contextlib.contextmanager
-def _patched(world: World) -> Iterator[None]:
-    """Where aiohttp goes past the loop: to the clock, and to a socket."""
-    with (
-        mock.patch("aiohttp.connector.monotonic", world.loop.time),
-        mock.patch("aiohttp.connector.aiohappyeyeballs.start_connection", world.start_connection),
-    ):
-        yield
 
 
 def play(seed: int, *, calm: bool = False) -> tuple[Counter[str], str | None]:

@@ -1,0 +1,175 @@
+"""Twenty thousand answers, valid, bent and broken: nothing raises, and nobody is delivered without proof."""
+
+from __future__ import annotations
+
+import json
+import random
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rokt_events_async import PartnerEvent, _wire
+from rokt_events_async._answers import Rejected, Told, Verdict, attribute
+from rokt_events_async._transport import MAX_BODY
+from tests.samples import NOW, event
+
+ANSWERS = 20_000
+BATCHES = 40
+
+Bend = Callable[[random.Random, Any], Any]
+
+
+def batch(luck: random.Random) -> list[PartnerEvent]:
+    """Events of one session, some of them hard to tell apart."""
+    size = luck.choice([1, 2, 3, 7, 25])
+    guids = [luck.choice(["same", f"guid-{number}"]) for number in range(size)]
+    return [
+        event(
+            parent_guid=guid,
+            event_type=luck.choice(["SignalViewed", "SignalImpression"]),
+            metadata={"a": "1"} if luck.random() < 0.5 else None,
+        ).stamped(NOW)
+        for guid in guids
+    ]
+
+
+def valid(luck: random.Random, events: list[PartnerEvent]) -> dict[str, Any]:
+    """What a server in good order answers."""
+    named = [one.to_dict() for one in events if luck.random() < luck.choice([0, 0.3, 1])]
+    errors = [{"code": "EventTimeIsInvalid", "message": "no"}]
+    return {
+        "processedEventsCount": len(events) - len(named),
+        "unprocessedEvents": [{"event": echo, "errors": errors} for echo in named],
+        "success": not named,
+    }
+
+
+JUNK: list[Any] = [None, True, -1, 0, 1, 25, 10**30, 1.5, "", "x", "1", [], [[]], {}, {"event": {}}, "\ud800"]
+
+
+def bend(luck: random.Random, value: Any) -> Any:
+    """One thing in it is otherwise."""
+    if isinstance(value, dict) and value and luck.random() < 0.85:
+        key = luck.choice(sorted(value))
+        changed = dict(value)
+        act = luck.randrange(5)
+        if act == 0:
+            del changed[key]
+        elif act == 1:
+            changed[luck.choice([key.upper(), key.title(), f"{key}2"])] = changed.pop(key)
+        else:
+            changed[key] = bend(luck, value[key])
+        return changed
+    if isinstance(value, list) and value and luck.random() < 0.85:
+        place = luck.randrange(len(value))
+        act = luck.randrange(4)
+        if act == 0:
+            return value[:place] + value[place + 1 :]
+        if act == 1:
+            return [*value, value[place]]
+        return [*value[:place], bend(luck, value[place]), *value[place + 1 :]]
+    return luck.choice(JUNK)
+
+
+def bite(luck: random.Random, body: bytes) -> bytes:
+    """Some of its bytes are otherwise."""
+    changed = bytearray(body)
+    for _ in range(luck.choice([1, 1, 3, 20])):
+        place = luck.randrange(len(changed) + 1)
+        act = luck.randrange(3)
+        if act == 0:
+            del changed[place : place + luck.choice([1, 5, 500])]
+        elif act == 1:
+            changed[place:place] = luck.choice([b"{", b"]", b'"', b",", b"\xff", b"0", b"null", b"\x00"])
+        elif place < len(changed):
+            changed[place] = luck.randrange(256)
+    return bytes(changed)
+
+
+def answer(luck: random.Random, events: list[PartnerEvent]) -> bytes:
+    root: Any = valid(luck, events)
+    kind = luck.randrange(10)
+    if kind == 0:
+        return luck.randbytes(luck.choice([0, 1, 30, 3000]))
+    for _ in range(luck.choice([0, 1, 1, 2, 5])):
+        root = bend(luck, root)
+    body = json.dumps(root).encode()
+    return bite(luck, body) if kind < 4 else body
+
+
+def proof(body: bytes, count: int) -> tuple[int, int] | None:
+    """How many of `count` events a body says were processed and not, if that adds up; read in another way."""
+    try:
+        root = json.loads(body)
+    except ValueError:
+        return None
+    if not isinstance(root, dict):
+        return None
+    lowered = {key.lower(): value for key, value in root.items()}
+    processed, unprocessed = lowered.get("processedeventscount"), lowered.get("unprocessedevents") or []
+    if type(processed) is not int or not isinstance(unprocessed, list):
+        return None
+    adds_up = processed >= 0 and processed + len(unprocessed) == count
+    return (processed, len(unprocessed)) if adds_up else None
+
+
+def check(verdicts: list[Verdict], body: bytes, events: list[PartnerEvent]) -> None:
+    delivered = verdicts.count(Told.DELIVERED)
+    rejected = sum(isinstance(verdict, Rejected) for verdict in verdicts)
+    assert len(verdicts) == len(events)
+    assert delivered + rejected + verdicts.count(Told.UNCONFIRMED) == len(events)
+    if delivered:
+        told = proof(body, len(events))
+        assert told is not None, body
+        assert delivered <= told[0]
+        assert rejected <= told[1]
+
+
+@pytest.mark.parametrize("number", range(BATCHES))
+def test_no_answer_raises_and_none_delivers_without_proof(number: int) -> None:
+    """The count must be there, and add up, for anybody to be delivered."""
+    luck = random.Random(number)
+    reached = set()
+    for _ in range(ANSWERS // BATCHES):
+        events = batch(luck)
+        body = answer(luck, events)
+        verdicts = attribute(events, body)
+        check(verdicts, body, events)
+        if _wire.says_all_processed(body, len(events)):
+            assert verdicts == [Told.DELIVERED] * len(events), body
+        _wire.read_errors(body)
+        reached |= {type(verdict) if isinstance(verdict, Rejected) else verdict for verdict in verdicts}
+
+    assert reached == {Rejected, Told.DELIVERED, Told.UNCONFIRMED}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * MAX_BODY,
+        b'{"a":' * (MAX_BODY // 5),
+        json.dumps({"processedEventsCount": 0, "unprocessedEvents": [{"event": {}}] * 20_000}).encode()[
+            :MAX_BODY
+        ],
+        json.dumps(
+            {"processedEventsCount": 0, "unprocessedEvents": [{"event": {"sessionId": "session"}}] * 4_000}
+        ).encode(),
+        json.dumps(
+            {"processedEventsCount": 0, "unprocessedEvents": [{"event": {"x": "y" * 10_000}}] * 25}
+        ).encode(),
+    ],
+    ids=["arrays", "objects", "cut", "echoes", "fat"],
+)
+def test_the_largest_answers_stay_small_in_memory(body: bytes) -> None:
+    """A body that is as large as one may be takes a bounded multiple of itself."""
+    events = [event(parent_guid="same").stamped(NOW) for _ in range(25)]
+    tracemalloc.start()
+    try:
+        attribute(events, body)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 40 * MAX_BODY
