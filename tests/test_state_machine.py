@@ -187,6 +187,4 @@ class Machine(RuleBasedStateMachine):
 Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 
 
-@pytest.mark.filterwarnings("ignore:event type")
-class TestMachine(Machine.TestCase):  # type: ignore[name-defined,misc]
-    """Hypothesis plays it."""
+TestMachine: Any = pytest.mark.filterwarnings("ignore:event type")(Machine.TestCase)
