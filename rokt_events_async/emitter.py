@@ -19,6 +19,7 @@ import logging
 import os
 import random
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -160,6 +161,7 @@ class Emitter:
         self._state = "new"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process = _this_process
+        self._thread = 0
         self._workers: FlushWorkers | None = None
         self._drain: asyncio.Task[DrainReport] | None = None
         self._close_waiters = 0
@@ -185,7 +187,7 @@ class Emitter:
         session_loop = getattr(self._session, "_loop", loop)
         if session_loop is not loop:
             raise WrongContextError("the session that was passed in belongs to another event loop")
-        self._loop, self._process = loop, _this_process
+        self._loop, self._process, self._thread = loop, _this_process, threading.get_ident()
         if self._transport is None:
             self._transport = HttpTransport(
                 self._credentials,
@@ -429,18 +431,25 @@ class Emitter:
     # Checks and views.
 
     def _check_open(self) -> FlushWorkers:
+        # That the loop runs, and that this is its thread, is known without the system call that asking
+        # for the running loop costs before Python 3.12.
         if (
             self._state == "open"
-            and asyncio._get_running_loop() is self._loop
+            and threading.get_ident() == self._thread
+            and self._loop is not None
+            and self._loop.is_running()
             and self._process is _this_process
             and self._workers is not None
         ):
             return self._workers
         if self._state == "new":
             raise _not_started_error()
-        if self._state != "closed":
-            self._check_context()
-        raise closed_error()
+        if self._state == "closed":
+            raise closed_error()
+        workers = self._check_context()
+        if self._state == "closing":
+            raise closed_error()
+        return workers  # The loop runs in another thread now than when it was started.
 
     def _check_context(self) -> FlushWorkers:
         """That this is the loop, thread and process the emitter was started in."""
