@@ -11,6 +11,7 @@ wrong is a `NoReply`, and whether the request had gone out stands in `Request.we
 from __future__ import annotations
 
 import asyncio
+from http.cookies import BaseCookie, SimpleCookie
 from typing import Any, Final, Protocol
 
 import aiohttp
@@ -174,9 +175,9 @@ class HttpTransport:
                 raise
             reason = "the session that was passed in is closed"
         finally:
-            if response is not None:
-                response.release()
-            if body is None:
+            if body is None:  # One that was read to its end has given back its connection itself.
+                if response is not None:
+                    response.release()
                 request.hang_up()
         # Outside of the handlers, or the exception would stay in the context of what is raised later.
         if response is not None and request.went_out:
@@ -247,11 +248,20 @@ class _Timeouts:
             first.time_out()
 
 
+class _NoCookies(aiohttp.DummyCookieJar):
+    """aiohttp's own jar for none makes a new, empty set of them for each request."""
+
+    _none: Final = SimpleCookie()
+
+    def filter_cookies(self, request_url: URL) -> BaseCookie[str]:
+        return self._none
+
+
 def _make_session(connections: int, headers: CIMultiDict[str]) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         headers=headers,
         connector=aiohttp.TCPConnector(limit=connections),
-        cookie_jar=aiohttp.DummyCookieJar(),
+        cookie_jar=_NoCookies(),
         timeout=_NO_TIMEOUT,
         trust_env=False,
     )
@@ -259,7 +269,8 @@ def _make_session(connections: int, headers: CIMultiDict[str]) -> aiohttp.Client
 
 async def _read(response: aiohttp.ClientResponse) -> bytes | None:
     """The body, or `None` if it is compressed, which we refuse, or too large."""
-    if response.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower() not in _UNENCODED:
+    encoding = response.headers.get(hdrs.CONTENT_ENCODING)
+    if encoding is not None and encoding.strip().lower() not in _UNENCODED:
         return None
     content = response.content
     # Nearly always it is there, together with the headers, and nothing has to be waited for.

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import aiohttp
@@ -169,6 +170,29 @@ async def test_use_from_another_thread(sandbox: Sandbox) -> None:
                 await asyncio.to_thread(asyncio.run, call)
 
         assert emitter.stats.accepted == 0
+
+
+def test_a_loop_that_goes_on_in_another_thread() -> None:
+    """It is the same loop, and so the emitter works there, and nowhere else."""
+    loop = asyncio.new_event_loop()
+
+    async def use(emitter: Emitter) -> Receipt:
+        return await emitter.deliver(event())
+
+    async def close(emitter: Emitter, sandbox: Sandbox) -> None:
+        await emitter.aclose()
+        await sandbox.aclose()
+
+    sandbox = Sandbox()
+    loop.run_until_complete(sandbox.start())
+    emitter = emitter_for(sandbox)
+    loop.run_until_complete(emitter.start())
+    with pytest.raises(WrongContextError):
+        emitter.track_nowait(event())
+    with ThreadPoolExecutor(1) as pool:
+        assert isinstance(pool.submit(loop.run_until_complete, use(emitter)).result(30), Receipt)
+        pool.submit(loop.run_until_complete, close(emitter, sandbox)).result(30)
+    loop.close()
 
 
 def test_use_after_its_loop_has_ended() -> None:
