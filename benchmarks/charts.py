@@ -51,12 +51,13 @@ def bars(name: str, panels: dict[str, dict[str, Any]]) -> Path:
 
 
 def throughput() -> Path:
+    """Rates as shares of the bare loop's."""
     cases = load("throughput")["cases"]
     panels = {}
     for case in cases:
         if case["concurrency"] == 16 and case["loop"] == "asyncio":
             named = {each: figures["of_bare_loop"] for each, figures in case["contestants"].items()}
-            panels[f"{case['events_a_session']} a session: of the bare loop's rate"] = named
+            panels[f"{case['events_a_session']} events a session"] = named
     widest = max(panels.values(), key=len)
     empty = {"median": 0.0, "least": 0.0, "most": 0.0}
     return bars(

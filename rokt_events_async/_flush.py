@@ -99,6 +99,10 @@ class _Part:
         self.halves: tuple[_Part, ...] = ()
         """What goes on in its place, if it was refused as a whole."""
 
+    def with_cause(self, reason: str) -> str:
+        """A reason to give up, and why the last attempt failed, if one did."""
+        return f"{reason}, after {self.reason}" if self.reason else reason
+
     def may_be_accepted(self) -> bool:
         return self.is_lost or (self.request is not None and self.request.went_out)
 
@@ -343,7 +347,7 @@ class FlushWorkers:
         for part in reversed(parts):
             pending = [delivery for delivery in part.deliveries if delivery.generation is not None]
             part.is_lost = part.may_be_accepted()
-            self._give_up(part, pending, f"{reason}, after {part.reason}" if part.reason else reason)
+            self._give_up(part, pending, part.with_cause(reason))
 
     async def _attempt(self, part: _Part) -> float | None:
         """Sends a part, and settles what that settles. Returns the wait before it is sent again, if it is."""
@@ -373,7 +377,8 @@ class FlushWorkers:
         now = self.now()
         if part.deliveries[0].accepted_at <= now - self._policy.deadline:  # The first was accepted first.
             overdue = part.take_front(self._overdue_by(now))
-            self._give_up(part, overdue, f"its deadline of {self._policy.deadline:g} s has passed")
+            reason = f"its deadline of {self._policy.deadline:g} s has passed"
+            self._give_up(part, overdue, part.with_cause(reason))
 
     def _drop_expired(self, part: _Part) -> None:
         now = self._clock()
