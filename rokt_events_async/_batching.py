@@ -202,10 +202,8 @@ class Batches(Generic[T]):
         while (session := self._pop_oldest(now)) is not None:
             if session.in_flight or session.is_ready:
                 continue  # Its open batch fell due; its turn comes when what is before it has left.
-            if batch := self._next_batch(session):
-                session.in_flight = True
-                return session, batch
-            self._forget_if_empty(session)
+            session.in_flight = True
+            return session, self._next_batch(session)
         return None
 
     def _pop_oldest(self, now: float) -> Session[T] | None:
@@ -234,13 +232,12 @@ class Batches(Generic[T]):
         return session
 
     def _next_batch(self, session: Session[T]) -> list[T]:
-        """What is due of a session, full batches first; nothing if that has been taken out since."""
+        """What is due of a session, full batches first."""
         if session.full:
             batch = session.full
             session.pop_full()
             return batch
-        if not session.is_due:
-            return []
+        assert session.is_due, "a session whose turn it is has something due"
         batch, session.open = session.open, []
         session.is_due = False
         return batch
@@ -273,9 +270,9 @@ class Batches(Generic[T]):
         overdue: list[T] = []
         for ring in (self._flushed, self._opening):
             while isinstance(head := ring.after, Session) and len(overdue) < at_most:
-                found = self.drop_overdue(head, is_overdue, at_most=at_most - len(overdue))
-                overdue += found
-                if not found:
+                opened = len(head.open)
+                overdue += self.drop_overdue(head, is_overdue, at_most=at_most - len(overdue))
+                if len(head.open) == opened:
                     break
                 if head is ring.after:
                     self._fall_due(head)
@@ -307,9 +304,9 @@ class Batches(Generic[T]):
         if not session.open:
             _unlink(session)
             session.is_due = False
-            if session.is_ready:
-                session.is_ready = False
-                del self._ready[session]
+        if session.is_ready and not session.is_due:
+            session.is_ready = False
+            del self._ready[session]
         self._forget_if_empty(session)
         return overdue
 

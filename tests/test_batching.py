@@ -183,6 +183,19 @@ def test_what_is_left_of_a_session_hides_nothing_that_is_overdue() -> None:
     assert take(batches, 10.0) == ("a", ["c"])
 
 
+def test_a_session_whose_full_batches_are_overdue_keeps_the_open_one() -> None:
+    """Which waits for its own interval."""
+    batches = make(max_batch_size=2)
+    for item, now in (("old", 0.0), ("older than c", 0.0), ("c", 9.0)):
+        batches.add("s", item, now=now)
+
+    overdue, _ = batches.take_overdue(lambda item: item.startswith("old"), start=0, at_most=10)
+    assert overdue == ["old", "older than c"]
+    assert batches.take(now=18.9) is None
+    assert take(batches, 19.0) == ("s", ["c"])
+    assert batches.next_due() is None
+
+
 def test_a_session_emptied_in_the_ready_queue_starts_anew() -> None:
     """What is added to it afterwards waits for its own interval."""
     batches = make(max_batch_size=2)
