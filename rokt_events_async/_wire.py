@@ -18,7 +18,7 @@ from cattrs.gen import make_dict_unstructure_fn, override
 from cattrs.preconf.orjson import make_converter
 
 from rokt_events_async.errors import ApiError, EventProblem, InvalidEventError
-from rokt_events_async.events import PartnerEvent, problem, unchecked_pair
+from rokt_events_async.events import NameValuePair, PartnerEvent, problem, unchecked_pair
 
 ENVELOPE: Final = (b'{"events":[', b"]}")
 
@@ -69,6 +69,23 @@ class Stamp:
         return cls(now, until, format_time(now))
 
 
+Pairs = tuple[NameValuePair, ...]
+
+_written: Final[dict[int, tuple[Pairs, list[dict[str, str]]]]] = {}
+"""Metadata, and how the wire has it. By identity: to hash its pairs would cost more than to write them."""
+
+_MAX_WRITTEN: Final = 1024
+
+
+def _write_pairs(metadata: Pairs) -> tuple[Pairs, list[dict[str, str]]]:
+    """Writes metadata once for all events that share it, as those with the same metadata do."""
+    if len(_written) >= _MAX_WRITTEN:
+        _written.clear()
+    known = metadata, [{"name": pair.name, "value": pair.value} for pair in metadata]
+    _written[id(metadata)] = known
+    return known
+
+
 def encode(event: PartnerEvent, time: str | None = None) -> bytes:
     """The bytes of one stamped event: what will be sent, whatever becomes of the object.
 
@@ -85,8 +102,11 @@ def encode(event: PartnerEvent, time: str | None = None) -> bytes:
         "parentGuid": event.parent_guid,
         "clientUniqueId": event.client_unique_id,
     }
-    if event.metadata:
-        wire["metadata"] = [{"name": pair.name, "value": pair.value} for pair in event.metadata]
+    if metadata := event.metadata:
+        known = _written.get(id(metadata))
+        if known is None or known[0] is not metadata:
+            known = _write_pairs(metadata)
+        wire["metadata"] = known[1]
     if is_cut:
         # orjson writes a time four times faster than `isoformat`, in microseconds.
         encoded = orjson.dumps(wire, option=orjson.OPT_UTC_Z)
