@@ -20,6 +20,7 @@ from rokt_events_async.errors import (
     WrongContextError,
 )
 from rokt_events_async.events import EventType, NameValuePair, PartnerEvent
+from rokt_events_async.observers import LoggingObserver, Observer, RequestReport, RetryReport
 from rokt_events_async.outcomes import Delivery, DrainReport, EmitterStats, Receipt
 from rokt_events_async.settings import DEMO, PRODUCTION, Credentials, RetryPolicy
 
@@ -46,12 +47,16 @@ __all__ = [
     "EventType",
     "InvalidEventError",
     "InvalidSettingError",
+    "LoggingObserver",
     "NameValuePair",
+    "Observer",
     "Outcome",
     "PartnerEvent",
     "QueueFullError",
     "Receipt",
+    "RequestReport",
     "RetryPolicy",
+    "RetryReport",
     "RoktEventsError",
     "WrongContextError",
 ]

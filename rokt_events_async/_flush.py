@@ -32,13 +32,14 @@ import math
 import traceback
 from collections.abc import Callable, Iterable
 from contextvars import Context
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from rokt_events_async import _retry, _wire
 from rokt_events_async._answers import Meaning, NoReply, Rejected, Reply, Told, attribute, judge
 from rokt_events_async._batching import Batches, Session
 from rokt_events_async._ledger import Ledger
+from rokt_events_async._observing import Observers
 from rokt_events_async._transport import Request, Transport
 from rokt_events_async.errors import (
     ApiError,
@@ -50,6 +51,7 @@ from rokt_events_async.errors import (
     EventRejectedError,
 )
 from rokt_events_async.events import MAX_AGE, is_expired
+from rokt_events_async.observers import RequestReport, RetryReport
 from rokt_events_async.outcomes import Delivery
 from rokt_events_async.settings import Credentials, RetryPolicy
 
@@ -68,6 +70,9 @@ _RESTART: Final = 0.1
 """Seconds after which work goes on when a worker was cancelled from outside."""
 
 
+_INTERRUPTED: Final = NoReply("interrupted")
+
+
 class _Part:
     """Events that travel together, and the history they share."""
 
@@ -76,6 +81,7 @@ class _Part:
         "deliveries",
         "failures",
         "halves",
+        "is_again",
         "is_lost",
         "is_resent",
         "reason",
@@ -90,6 +96,8 @@ class _Part:
         self.status: int | None = None
         self.reason = ""
         """Why the last attempt failed, in words."""
+        self.is_again = False
+        """Whether its next request is a retry."""
         self.is_lost = False
         """Whether an answer was lost, so that its events may have been accepted."""
         self.is_resent = False
@@ -136,7 +144,9 @@ class FlushWorkers:
         batches: Batches[Delivery],
         ledger: Ledger,
         transport: Transport,
+        observers: Observers,
         credentials: Credentials,
+        endpoint: str,
         policy: RetryPolicy,
         max_concurrency: int,
         request_timeout: float,
@@ -148,7 +158,9 @@ class FlushWorkers:
         self._batches = batches
         self._ledger = ledger
         self._transport = transport
+        self._observers = observers
         self._credentials = credentials
+        self._endpoint = endpoint
         self._policy = policy
         self._max_concurrency = max_concurrency
         self._sweep_interval = min(1.0, max(0.05, request_timeout / 2))
@@ -261,7 +273,7 @@ class FlushWorkers:
     def _abandon(self, deliveries: Iterable[Delivery], reason: str) -> None:
         """Fails events that were never sent."""
         for delivery in deliveries:
-            error = DeliveryFailedError(f"not sent: {reason}", event=delivery.event)
+            error = DeliveryFailedError(f"not sent: {reason}", event=delivery.event, reason=reason)
             self._ledger.settle_undelivered(delivery, error)
 
     # What waits too long while all workers are held up.
@@ -356,18 +368,38 @@ class FlushWorkers:
         if not part.deliveries:
             return None
         request = self._next_request(part)
+        began = self.now()
+        reply: Reply | NoReply = _INTERRUPTED
         self.in_flight += 1
         try:
             reply = await self._transport.post(request)
         finally:
             self.in_flight -= 1
+            if self._observers.request:
+                self._tell_of_request(part, request, reply, self.now() - began)
         return self._on_reply(part, reply)
+
+    def _tell_of_request(
+        self, part: _Part, request: Request, reply: Reply | NoReply, duration: float
+    ) -> None:
+        report = RequestReport(
+            deliveries=tuple(part.deliveries),
+            endpoint=self._endpoint,
+            size=len(request.body),
+            attempt=part.attempts,
+            started_at=self._clock() - timedelta(seconds=duration),
+            duration=duration,
+            status=reply.status if isinstance(reply, Reply) else None,
+            problem=reply.reason if isinstance(reply, NoReply) else None,
+        )
+        self._observers.tell(self._observers.request, report)
 
     def _next_request(self, part: _Part) -> Request:
         part.request = Request(_wire.join([delivery.wire for delivery in part.deliveries]))
         part.attempts += 1
         self.requests += 1
-        self.retries += part.failures > 0
+        self.retries += part.is_again
+        part.is_again = False
         if part.is_lost and not part.is_resent:
             part.is_resent = True
             self._ledger.possible_duplicates += len(part.deliveries)
@@ -418,8 +450,8 @@ class FlushWorkers:
                 part.is_lost = True
                 return self._again(part, f"HTTP {reply.status}", reply)
             case _:
-                reasons = _in_words(self._read_errors(reply))
-                self._give_up(part, part.deliveries, f"HTTP {reply.status}{_hint(reply.status)}{reasons}")
+                reason = f"HTTP {reply.status}{_hint(reply.status)}"
+                self._give_up(part, part.deliveries, reason, self._read_errors(reply))
                 return None
 
     def _on_no_reply(self, part: _Part, reply: NoReply) -> float | None:
@@ -445,7 +477,14 @@ class FlushWorkers:
         wait = _retry.next_wait(self._policy, retry_after=retry_after, random=self._random)
         overdue = part.take_front(self._overdue_by(self.now() + wait))
         self._give_up(part, overdue, f"{reason}, and its deadline falls before the next attempt")
-        return wait if part.deliveries else None
+        if not part.deliveries:
+            return None
+        part.is_again = True
+        if self._observers.retry:
+            status = reply.status if reply else None
+            report = RetryReport(tuple(part.deliveries), part.attempts, status, reason, wait)
+            self._observers.tell(self._observers.retry, report)
+        return wait
 
     def _on_answer(self, part: _Part, reply: Reply) -> None:
         self._refusals = 0
@@ -481,14 +520,15 @@ class FlushWorkers:
         credentials = self._credentials
         reason = (
             f"HTTP {reply.status}: Rokt refused the credentials of pub_id {credentials.pub_id!r} "
-            f"with tag_id {credentials.tag_id!r}{_in_words(self._read_errors(reply))}"
+            f"with tag_id {credentials.tag_id!r}"
         )
+        errors = self._read_errors(reply)
         if not self._has_warned_of_credentials:
             self._has_warned_of_credentials = True
-            _log.error("%s; no event can be delivered with them", reason)
+            _log.error("%s%s; no event can be delivered with them", reason, _in_words(errors))
         error = DeliveryUnconfirmedError if part.is_lost else CredentialsRefusedError
         for delivery in part.deliveries:
-            self._end(part, delivery, error, reason)
+            self._end(part, delivery, error, reason, errors)
 
     def _read_errors(self, reply: Reply) -> tuple[ApiError, ...]:
         return self._without_secret(_wire.read_errors(reply.body))
@@ -504,34 +544,48 @@ class FlushWorkers:
             for error in errors
         )
 
-    def _give_up(self, part: _Part, deliveries: Iterable[Delivery], reason: str) -> None:
+    def _give_up(
+        self,
+        part: _Part,
+        deliveries: Iterable[Delivery],
+        reason: str,
+        errors: tuple[ApiError, ...] = (),
+    ) -> None:
         error = DeliveryUnconfirmedError if part.is_lost else DeliveryFailedError
         for delivery in deliveries:
-            self._end(part, delivery, error, reason)
+            self._end(part, delivery, error, reason, errors)
 
     def _reject(self, part: _Part, delivery: Delivery, errors: tuple[ApiError, ...]) -> None:
-        message = f"rejected by Rokt, HTTP {part.status}{_in_words(errors)}"
+        reason = f"HTTP {part.status}"
         self._ledger.settle_undelivered(
             delivery,
             EventRejectedError(
-                message,
+                f"rejected by Rokt, {reason}{_in_words(errors)}",
                 event=delivery.event,
                 errors=errors,
                 attempts=part.attempts,
                 status=part.status,
+                reason=reason,
             ),
         )
 
-    def _end(self, part: _Part, delivery: Delivery, error: type[DeliveryError], reason: str) -> None:
+    def _end(
+        self,
+        part: _Part,
+        delivery: Delivery,
+        error: type[DeliveryError],
+        reason: str,
+        errors: tuple[ApiError, ...] = (),
+    ) -> None:
         """Ends an event with an error of its own: on a shared one, tracebacks would pile up."""
-        lead = _LEADS[error]
         self._ledger.settle_undelivered(
             delivery,
             error(
-                f"{lead} ({reason})",
+                f"{_LEADS[error]} ({reason}{_in_words(errors)})",
                 event=delivery.event,
                 attempts=part.attempts,
                 status=part.status,
+                reason=reason,
             ),
         )
 

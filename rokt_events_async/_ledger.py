@@ -23,8 +23,9 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final, get_args
 
+from rokt_events_async._observing import Observers
 from rokt_events_async.errors import DeliveryError, EmitterClosedError, Outcome, QueueFullError
-from rokt_events_async.outcomes import Delivery, DrainReport, EmitterStats, receipt_for
+from rokt_events_async.outcomes import Delivery, DrainReport, EmitterStats, Receipt, receipt_for
 
 
 class _Generation:
@@ -43,9 +44,11 @@ class Ledger:
     Args:
         max_pending: Events pending at most.
         max_pending_bytes: Bytes pending at most, as encoded.
+        observers: Who is told what becomes of an event, when the account is up to date with it.
     """
 
-    def __init__(self, *, max_pending: int, max_pending_bytes: int) -> None:
+    def __init__(self, *, max_pending: int, max_pending_bytes: int, observers: Observers) -> None:
+        self._observers = observers
         self._max_pending: Final = max_pending
         self._max_pending_bytes: Final = max_pending_bytes
         self.accepted = 0
@@ -152,6 +155,7 @@ class Ledger:
         delivery.accepted_at = now
         self.outcomes[error.outcome] += 1
         delivery.settle(error)
+        self._observers.tell(self._observers.undelivered, delivery, error)
 
     def settle_delivered(
         self, deliveries: Iterable[Delivery], *, attempts: int, maybe_duplicate: bool
@@ -162,14 +166,20 @@ class Ledger:
             RuntimeError: One has been settled before.
         """
         count = size = 0
+        receipts: list[tuple[Delivery, Receipt]] | None = [] if self._observers.delivered else None
         try:
             for delivery in deliveries:
                 _leave(delivery)
                 count += 1
                 size += len(delivery.wire)
-                delivery.settle(receipt_for(delivery.event, attempts, maybe_duplicate))
+                receipt = receipt_for(delivery.event, attempts, maybe_duplicate)
+                delivery.settle(receipt)
+                if receipts is not None:
+                    receipts.append((delivery, receipt))
         finally:
             self._count("delivered", count, size)
+        for told in receipts or ():
+            self._observers.tell(self._observers.delivered, *told)
 
     def settle_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
         """Ends a pending event in another way.
@@ -183,6 +193,7 @@ class Ledger:
         if self._before_close is not None:
             self._undelivered.append(error)
         self._count(error.outcome, 1, size)
+        self._observers.tell(self._observers.undelivered, delivery, error)
 
     def _count(self, outcome: Outcome, count: int, size: int) -> None:
         self.outcomes[outcome] += count

@@ -12,6 +12,7 @@ awaited by all of them; it ends, whatever happens, with every accepted event set
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import contextvars
 import functools
@@ -21,17 +22,18 @@ import random
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Literal, Self, get_args
 
 import aiohttp
 
-from rokt_events_async import _retry, _wire
+from rokt_events_async import _retry, _threads, _wire
 from rokt_events_async._batching import Batches
 from rokt_events_async._flush import FlushWorkers
 from rokt_events_async._ledger import Ledger, closed_error
+from rokt_events_async._observing import Observers, OnUndelivered, UndeliveredHandler
 from rokt_events_async._transport import HttpTransport, Transport
 from rokt_events_async.errors import (
     DeliveryFailedError,
@@ -44,6 +46,7 @@ from rokt_events_async.errors import (
     WrongContextError,
 )
 from rokt_events_async.events import DEFAULT_TIME, PartnerEvent, problem, time_problems
+from rokt_events_async.observers import LoggingObserver, Observer
 from rokt_events_async.outcomes import Delivery, DrainReport, EmitterStats, Receipt
 from rokt_events_async.settings import (
     MAX_BATCH_SIZE,
@@ -108,6 +111,10 @@ class Emitter:
         close_timeout: Seconds `aclose` drains for, unless it is told otherwise.
         session: An aiohttp session to use, which is never closed here. Its cookie jar, its default
             headers, proxy and traces are the caller's to answer for; `trust_env` is refused.
+        observers: Who is told what happens, instead of a `LoggingObserver`, which `None` means.
+        on_undelivered: Called with the `DeliveryError` of every event that ends other than delivered, one
+            after the other, outside of the emitter's own work; a coroutine is awaited. What it raises is
+            logged once. At a close it has until the deadline, and a second more.
 
     Raises:
         InvalidSettingError: An argument is out of bounds; its name, value and bounds are in the message.
@@ -130,6 +137,8 @@ class Emitter:
         request_timeout: float = 10.0,
         close_timeout: float = 10.0,
         session: aiohttp.ClientSession | None = None,
+        observers: Iterable[Observer] | None = None,
+        on_undelivered: OnUndelivered | None = None,
         _clock: Callable[[], datetime] = _utc_now,
         _random: _retry.Random = random,
         _transport: Transport | None = None,
@@ -157,7 +166,12 @@ class Emitter:
         self._random = _random
         self._transport = _transport
         self._batches: Batches[Delivery] = Batches(max_batch_size=max_batch_size, interval=interval)
-        self._ledger = Ledger(max_pending=max_pending, max_pending_bytes=max_pending_bytes)
+        self._handler = None if on_undelivered is None else UndeliveredHandler(on_undelivered)
+        everybody = (LoggingObserver(),) if observers is None else observers
+        self._observers = Observers(everybody, self._handler)
+        self._ledger = Ledger(
+            max_pending=max_pending, max_pending_bytes=max_pending_bytes, observers=self._observers
+        )
         self._state = "new"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process = _this_process
@@ -196,18 +210,23 @@ class Emitter:
                 timeout=self._request_timeout,
                 connections=self._max_concurrency,
             )
+        context = contextvars.copy_context()
+        if self._handler is not None:
+            self._handler.bind(loop, context)
         self._workers = FlushWorkers(
             batches=self._batches,
             ledger=self._ledger,
             transport=self._transport,
+            observers=self._observers,
             credentials=self._credentials,
+            endpoint=self._endpoint,
             policy=self._retry,
             max_concurrency=self._max_concurrency,
             request_timeout=self._request_timeout,
             clock=self._clock,
             random=self._random,
             loop=loop,
-            context=contextvars.copy_context(),
+            context=context,
         )
         self._state = "open"
 
@@ -286,13 +305,15 @@ class Emitter:
 
     async def _run_drain(self, workers: FlushWorkers, seconds: float) -> DrainReport:
         """Waits until all is settled, the deadline, or somebody's hurry; then settles the rest."""
-        settled = asyncio.ensure_future(self._flush(workers))
+        settled = asyncio.ensure_future(self._flush_and_handle(workers))
         hurried = asyncio.ensure_future(self._hurry.wait())
         with contextlib.suppress(asyncio.CancelledError):  # At the loop's end for one: it is now.
             await asyncio.wait((settled, hurried), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         settled.cancel()
         hurried.cancel()
         await workers.stop()
+        if self._handler is not None:
+            await self._handler.finish()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait((settled, hurried))
         await self._close_transport()
@@ -300,7 +321,13 @@ class Emitter:
         report = self._ledger.report()
         if report.undelivered:
             _log.warning("closed with %d events undelivered: %r", len(report.undelivered), report)
+        self._observers.tell(self._observers.closed, report)
         return report
+
+    async def _flush_and_handle(self, workers: FlushWorkers) -> None:
+        await self._flush(workers)
+        if self._handler is not None:
+            await self._handler.idle()
 
     async def _close_transport(self) -> None:
         assert self._transport is not None
@@ -365,6 +392,52 @@ class Emitter:
         """
         return await (await self.track(event))
 
+    def track_threadsafe(self, event: PartnerEvent) -> concurrent.futures.Future[Receipt]:
+        """Accepts one event from any thread, as `track` does from the emitter's own loop.
+
+        It returns once the event is accepted, and holds the calling thread while the queue is full. On the
+        loop's own thread, which it must not hold, it returns at once, and what it would have raised or
+        waited for is the future's.
+
+        Returns:
+            The outcome: `result()` returns the receipt or raises what became of the event. Cancelling it
+            detaches the caller, and the event is still sent.
+
+        Raises:
+            InvalidEventError, QueueFullError, EmitterNotStartedError, EmitterClosedError: As `track`.
+            WrongContextError: The emitter was started in another process, or its loop does not run any more.
+        """
+        loop = self._check_reachable()
+        if isinstance(event, PartnerEvent):
+            event = event.stamped(self._clock())
+        outcome: concurrent.futures.Future[Receipt] = concurrent.futures.Future()
+        tracking = self._track_for(outcome, event)
+        if asyncio._get_running_loop() is loop:
+            _threads.run_here(tracking, loop, outcome)
+            return outcome
+        try:
+            _threads.run_there(tracking, loop, is_running=loop.is_running)
+        except _threads.LoopGoneError:
+            raise _loop_gone_error() from None
+        return outcome
+
+    def _check_reachable(self) -> asyncio.AbstractEventLoop:
+        """That the emitter's loop runs, in whatever thread of this process."""
+        if self._state == "new":
+            raise _not_started_error()
+        if self._state == "closed":
+            raise closed_error()
+        assert self._loop is not None
+        if self._process is not _this_process:
+            raise WrongContextError(_describe_context(self._process, self._loop))
+        if not self._loop.is_running():
+            raise _loop_gone_error()
+        return self._loop
+
+    async def _track_for(self, outcome: concurrent.futures.Future[Receipt], event: PartnerEvent) -> None:
+        """Tracks for another thread, and sees to it that its future learns the outcome."""
+        _threads.follow(await self.track(event), outcome)
+
     async def flush(self) -> None:
         """Sends what is queued now, without waiting out the interval.
 
@@ -412,7 +485,9 @@ class Emitter:
         self._ledger.check_size(len(delivery.wire))
         if self._when_full != "drop":
             return False
-        error = DeliveryFailedError("dropped: the queue was full", event=delivery.event)
+        reason = "the queue was full"
+        error = DeliveryFailedError(f"dropped: {reason}", event=delivery.event, reason=reason)
+        self._observers.tell(self._observers.accepted, delivery)
         self._ledger.drop(delivery, error, now=workers.now())
         return True
 
@@ -421,6 +496,8 @@ class Emitter:
             workers.start_one()
         elif not workers.is_armed:
             workers.arm()
+        if self._observers.accepted:
+            self._observers.tell(self._observers.accepted, delivery)
 
     def _full_error(self) -> QueueFullError:
         return QueueFullError(
@@ -506,6 +583,12 @@ def _not_started_error() -> EmitterNotStartedError:
     return EmitterNotStartedError("the emitter is not started: use `async with emitter`, or `await start()`")
 
 
+def _loop_gone_error() -> WrongContextError:
+    return WrongContextError(
+        "the event loop in which the emitter was started does not run: the event was not accepted"
+    )
+
+
 def _describe_context(process: _Process, loop: asyncio.AbstractEventLoop | None) -> str:
     if process is not _this_process:
         return (
@@ -515,6 +598,6 @@ def _describe_context(process: _Process, loop: asyncio.AbstractEventLoop | None)
     if loop is not None and loop.is_closed():
         return "the event loop in which the emitter was started is closed: construct another emitter"
     return (
-        "the emitter was started in another event loop or thread; from another thread use "
-        "asyncio.run_coroutine_threadsafe(emitter.deliver(event), loop)"
+        "the emitter was started in another event loop or thread; "
+        "from here use emitter.track_threadsafe(event)"
     )

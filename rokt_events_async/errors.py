@@ -118,18 +118,26 @@ class DeliveryError(RoktEventsError):
         event: The event, with its time stamped.
         attempts: How many requests carried it; a connection that could not be made counts.
         status: The HTTP status of the last answer, `None` if there was none.
+        reason: Why, in the library's own words: nothing of the event is in it, nor of what Rokt wrote.
         outcome: Which of the outcomes it is, as `EmitterStats` counts them.
     """
 
     outcome: ClassVar[Outcome] = "failed"
 
     def __init__(
-        self, message: str, *, event: PartnerEvent, attempts: int = 0, status: int | None = None
+        self,
+        message: str,
+        *,
+        event: PartnerEvent,
+        attempts: int = 0,
+        status: int | None = None,
+        reason: str = "",
     ) -> None:
         super().__init__(message)
         self.event = event
         self.attempts = attempts
         self.status = status
+        self.reason = reason
 
 
 class EventRejectedError(DeliveryError):
@@ -149,8 +157,9 @@ class EventRejectedError(DeliveryError):
         errors: tuple[ApiError, ...] = (),
         attempts: int = 0,
         status: int | None = None,
+        reason: str = "",
     ) -> None:
-        super().__init__(message, event=event, attempts=attempts, status=status)
+        super().__init__(message, event=event, attempts=attempts, status=status, reason=reason)
         self.errors = errors
 
 

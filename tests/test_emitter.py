@@ -374,6 +374,17 @@ async def test_a_503_is_sent_again_after_one_to_two_seconds(sandbox: Sandbox) ->
     assert (emitter.stats.requests, emitter.stats.retries) == (3, 2)
 
 
+async def test_halving_is_no_retry() -> None:
+    """Not even that of events which were sent again before."""
+    async with (
+        Sandbox(script=[503, 400]) as sandbox,
+        Emitter(sandbox.credentials, endpoint=sandbox.url) as emitter,
+    ):
+        await asyncio.gather(*[await emitter.track(event()) for _ in range(2)])
+
+    assert (emitter.stats.requests, emitter.stats.retries) == (4, 1)
+
+
 async def test_retry_after_is_a_minimum(sandbox: Sandbox) -> None:
     """The server asked for a longer rest than the policy's."""
     loop = asyncio.get_running_loop()

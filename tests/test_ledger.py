@@ -14,11 +14,12 @@ from rokt_events_async import (
     QueueFullError,
 )
 from rokt_events_async._ledger import Ledger
+from rokt_events_async._observing import Observers
 from tests.samples import delivery
 
 
 def make(max_pending: int = 2, max_pending_bytes: int = 100) -> Ledger:
-    return Ledger(max_pending=max_pending, max_pending_bytes=max_pending_bytes)
+    return Ledger(max_pending=max_pending, max_pending_bytes=max_pending_bytes, observers=Observers())
 
 
 def settle(ledger: Ledger, *deliveries: Delivery) -> None:

@@ -29,6 +29,7 @@ RARE = (
     "caller: cancelled while it waits for room",
     *(f"ending: {ending}" for ending in ENDINGS),
     *(f"outcome: {outcome}" for outcome in ("delivered", "rejected", "expired", "failed", "unconfirmed")),
+    *(f"handler: {kind}" for kind in ("none", "plain", "raises", "coroutine", "slow")),
     "clock: ahead",
     "clock: back",
     "close: at its deadline",

@@ -19,6 +19,7 @@ from rokt_events_async._answers import Meaning, Rejected, Reply, Told, judge
 from rokt_events_async._batching import Batches
 from rokt_events_async._flush import FlushWorkers, _Part
 from rokt_events_async._ledger import Ledger
+from rokt_events_async._observing import Observers, UndeliveredHandler
 from rokt_events_async._transport import HttpTransport, Request, _Timeouts
 from tests.simulation.world import play, sweep
 
@@ -93,11 +94,11 @@ def _() -> Any:
 def _() -> Any:
     original = FlushWorkers._end
 
-    def end(self: Any, part: Any, delivery: Any, error: Any, reason: str) -> None:
+    def end(self: Any, part: Any, delivery: Any, error: Any, reason: str, errors: Any = ()) -> None:
         if "does not tell" in reason:
             self._reject(part, delivery, ())
         else:
-            original(self, part, delivery, error, reason)
+            original(self, part, delivery, error, reason, errors)
 
     return replace(FlushWorkers, "_end", end)
 
@@ -184,6 +185,37 @@ def _() -> Any:
         original(self, outcome, count + (outcome == "delivered"), size)
 
     return replace(Ledger, "_count", count)
+
+
+# Who is told.
+
+
+@bug("an observer that raises takes others with it")
+def _() -> Any:
+    def tell(self: Any, hooks: Any, *what: Any) -> None:
+        for _, hook in hooks:
+            hook(*what)
+
+    return replace(Observers, "tell", tell)
+
+
+@bug("an event that is dropped is told to nobody")
+def _() -> Any:
+    def drop(self: Any, delivery: Any, error: Any, *, now: float) -> None:
+        self.accepted += 1
+        delivery.accepted_at = now
+        self.outcomes[error.outcome] += 1
+        delivery.settle(error)
+
+    return replace(Ledger, "drop", drop)
+
+
+@bug("the close does not wait for the handler of undelivered events")
+def _() -> Any:
+    async def finish(self: Any) -> None:
+        self._todo.clear()
+
+    return replace(UndeliveredHandler, "finish", finish)
 
 
 # Batches and order.

@@ -21,13 +21,17 @@ import attrs
 from rokt_events_async import (
     Delivery,
     DeliveryError,
+    DrainReport,
     Emitter,
     EmitterClosedError,
     InvalidEventError,
+    Observer,
     PartnerEvent,
     QueueFullError,
     Receipt,
+    RequestReport,
     RetryPolicy,
+    RetryReport,
 )
 from tests.samples import CREDENTIALS
 from tests.simulation.loop import DeadlockError, SimulatedLoop
@@ -133,6 +137,8 @@ class World:
         self.acts = ("drops it", "awaits it") if calm else CALLER_ACTS
         self.bursts = luck.choice([(1,), (1, 1, 6), (1, 1, 1, 1, 1, 30)])
         self.is_hurried = False
+        self.eye = Eye(self)
+        self.handler = Handler(self, random.Random(f"handler {seed}"))
 
     # What the server, the network and the clock ask.
 
@@ -274,6 +280,8 @@ class World:
             endpoint="http://localhost:8080/v1/partner/events",
             _clock=self.clock,
             _random=random.Random(f"client {self.seed}"),
+            observers=[Blind(), self.eye],
+            on_undelivered=self.handler.choice,
             **self.settings,
         )
         for seconds in self.jumps:
@@ -307,7 +315,7 @@ class World:
             self.loop.call_later(self.luck.choice([0, 0.1, 2.0]), closing[0].cancel)
         await asyncio.wait(closing)
         took = self.now() - began
-        if took > self.settings["close_timeout"] + 0.5:
+        if took > self.settings["close_timeout"] + 0.5 + self.handler.grace:
             self.violated(f"6: the close took {took} s of {self.settings['close_timeout']}")
         if took >= self.settings["close_timeout"]:
             self.is_hurried = True
@@ -456,6 +464,7 @@ class World:
             if entry.outcome is not None:
                 self._check_outcome(entry, entry.outcome, carried[entry.id])
         self._check_order(carried)
+        self._check_told()
         if self.is_prompt:
             self._check_promptness(carried)
         self._count(carried)
@@ -549,6 +558,24 @@ class World:
             if left_at - entry.at > limit:
                 self.violated(f"6: {entry.id} left {left_at - entry.at} s after it was accepted")
 
+    def _check_told(self) -> None:
+        """Who is told is told of every event, once, and of its true outcome."""
+        eye = self.eye
+        if eye.accepted != [entry.id for entry in self.accepted]:
+            self.violated(f"1: the observer was told of {len(eye.accepted)} of {len(self.accepted)} events")
+        for entry in self.accepted:
+            told = eye.outcomes.get(entry.id, [])
+            if len(told) != 1 or (entry.outcome is not None and told != [entry.outcome]):
+                self.violated(f"1: of {entry.id} the observer was told {told}, it is {entry.outcome}")
+        stats = self.emitter.stats
+        if (eye.requests, eye.retries) < (stats.requests, stats.retries) or eye.closed != 1:
+            self.violated(f"1: the observer was told of {eye.requests} requests, {eye.retries} retries")
+        handled = self.handler.handled
+        undelivered = eye.undelivered
+        expected = undelivered if self.handler.is_quick else undelivered[: len(handled)]
+        if self.handler.choice is not None and handled != expected:
+            self.violated(f"1: {len(handled)} of {len(undelivered)} undelivered events were handled")
+
     def _session_of(self, exchange: Exchange) -> str:
         return self._sessions[exchange.ids[0]]
 
@@ -558,6 +585,88 @@ class World:
             self.reached["accepted twice"] += sum(bool(one.accepted) for one in exchanges) > 1
             self.reached["halved"] += any(one.status in WHOLE and len(one.ids) > 1 for one in exchanges)
         self.reached["full batch"] += any(len(exchange.ids) == 25 for exchange in self.record)
+
+
+class Blind(Observer):
+    """Raises at all that it is told, which must be nobody else's business."""
+
+    def _raise(self, *_told: Any) -> None:
+        raise RuntimeError("planned: an observer's")
+
+    on_accepted: Any = _raise
+    on_request: Any = _raise
+    on_retry: Any = _raise
+    on_delivered: Any = _raise
+    on_undelivered: Any = _raise
+    on_closed: Any = _raise
+
+
+class Eye(Observer):
+    """Keeps what it is told."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.accepted: list[str] = []
+        self.outcomes: dict[str, list[Receipt | DeliveryError]] = {}
+        self.undelivered: list[DeliveryError] = []
+        self.requests = self.retries = self.closed = 0
+
+    def on_accepted(self, delivery: Delivery) -> None:
+        self.accepted.append(delivery.event.parent_guid)
+
+    def on_request(self, request: RequestReport) -> None:
+        self.requests += 1
+        if (request.status is None) == (request.problem is None) or not request.deliveries:
+            self._world.violated(f"1: a request with neither status nor problem: {request}")
+
+    def on_retry(self, retry: RetryReport) -> None:
+        self.retries += 1
+        if retry.wait < 1.0:
+            self._world.violated(f"9: {retry}")
+
+    def on_delivered(self, delivery: Delivery, receipt: Receipt) -> None:
+        self._told(delivery, receipt)
+
+    def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
+        self._told(delivery, error)
+        self.undelivered.append(error)
+
+    def _told(self, delivery: Delivery, outcome: Receipt | DeliveryError) -> None:
+        self.outcomes.setdefault(delivery.event.parent_guid, []).append(outcome)
+        if outcome.event is not delivery.event:
+            self._world.violated(f"1: told of another event: {outcome.event}")
+
+    def on_closed(self, report: DrainReport) -> None:
+        self.closed += 1
+
+
+class Handler:
+    """The application's `on_undelivered`; which, is drawn."""
+
+    def __init__(self, world: World, luck: random.Random) -> None:
+        self._world = world
+        self.handled: list[DeliveryError] = []
+        kind = luck.choice(["none", "plain", "raises", "coroutine", "slow"])
+        self.choice: Any = None if kind == "none" else getattr(self, kind)
+        self.is_quick = kind != "slow"
+        self.grace = 1.0 if kind == "slow" else 0.0
+        world.reached[f"handler: {kind}"] += 1
+
+    def plain(self, error: DeliveryError) -> None:
+        self.handled.append(error)
+        self._world.note(f"handled {error.event.parent_guid}")
+
+    def raises(self, error: DeliveryError) -> None:
+        self.plain(error)
+        raise RuntimeError("planned: a handler's")
+
+    async def coroutine(self, error: DeliveryError) -> None:
+        await asyncio.sleep(0)
+        self.plain(error)
+
+    async def slow(self, error: DeliveryError) -> None:
+        self.plain(error)
+        await asyncio.sleep(0.3)
 
 
 class _Collecting(logging.Handler):

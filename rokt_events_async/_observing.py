@@ -1,0 +1,190 @@
+"""Telling observers, so that nothing they do reaches the emitter.
+
+`Observers` keeps, for each thing that can happen, only those who want to know: where that is nobody, the
+emitter asks one tuple whether it is empty. `UndeliveredHandler` is the application's `on_undelivered`:
+an observer that calls it in a task of its own, one error after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import traceback
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from contextvars import Context
+from typing import Any, Final
+
+from rokt_events_async.errors import DeliveryError, InvalidSettingError
+from rokt_events_async.observers import Observer
+from rokt_events_async.outcomes import Delivery
+
+OnUndelivered = Callable[[DeliveryError], Awaitable[None] | None]
+"""What `on_undelivered=` takes."""
+
+_log: Final = logging.getLogger("rokt_events_async")
+
+_GRACE: Final = 1.0
+"""Seconds that the handler of undelivered events has beyond the deadline of a close."""
+
+_MAX_WAITING: Final = 10_000
+"""Errors that wait for it at most; further ones are counted, but not handed over: memory is bounded."""
+
+Hooks = tuple[tuple[Observer, Callable[..., object]], ...]
+
+
+class Observers:
+    """All observers of one emitter, and its handler of undelivered events, if it has one.
+
+    Raises:
+        InvalidSettingError: One is no `Observer`, or has a coroutine for a method.
+    """
+
+    def __init__(self, observers: Iterable[Observer] = (), handler: UndeliveredHandler | None = None) -> None:
+        everybody = _check_observers(observers) + ((handler,) if handler else ())
+        self.accepted = _hooks(everybody, "on_accepted")
+        self.request = _hooks(everybody, "on_request")
+        self.retry = _hooks(everybody, "on_retry")
+        self.delivered = _hooks(everybody, "on_delivered")
+        self.undelivered = _hooks(everybody, "on_undelivered")
+        self.closed = _hooks(everybody, "on_closed")
+        self._blamed: set[int] = set()
+
+    def tell(self, hooks: Hooks, *what: object) -> None:
+        """Calls those hooks. The first thing that an observer raises is logged."""
+        for observer, hook in hooks:
+            try:
+                hook(*what)
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- whatever it may be
+                if id(observer) not in self._blamed:
+                    self._blamed.add(id(observer))
+                    log_raised(f"{type(observer).__name__}.{getattr(hook, '__name__', '?')}", error)
+
+
+def _check_observers(observers: Iterable[Observer]) -> tuple[Observer, ...]:
+    if isinstance(observers, (str, bytes)) or not isinstance(observers, Iterable):
+        raise InvalidSettingError(f"observers must be a list of Observer objects, got {observers!r}")
+    everybody = tuple(observers)
+    for observer in everybody:
+        if not isinstance(observer, Observer):
+            shown = repr(observer) if isinstance(observer, type) else f"a {type(observer).__name__}"
+            raise InvalidSettingError(f"observers must be a list of Observer objects, got {shown} in it")
+    return everybody
+
+
+def _hooks(observers: Iterable[Observer], name: str) -> Hooks:
+    """Those observers' methods that do something."""
+    found = [(observer, getattr(observer, name)) for observer in observers]
+    for observer, hook in found:
+        if inspect.iscoroutinefunction(hook):
+            raise InvalidSettingError(
+                f"{type(observer).__name__}.{name} must be a plain method, got a coroutine"
+            )
+    nothing = getattr(Observer, name)
+    return tuple(
+        (observer, hook) for observer, hook in found if getattr(hook, "__func__", None) is not nothing
+    )
+
+
+def log_raised(who: str, error: BaseException) -> None:
+    """What the application's own code raised: once, for it may happen with every event.
+
+    Not with what it was raised in the middle of, for that may be anybody's, headers included.
+    """
+    where = "".join(traceback.format_tb(error.__traceback__))
+    what = "".join(traceback.format_exception_only(error)).strip()
+    _log.error(
+        "%s raised, which is logged once and changes nothing about the events: %s\n%s", who, what, where
+    )
+
+
+class UndeliveredHandler(Observer):
+    """Hands errors to the application, one after the other, in a task that exists while there are any.
+
+    Args:
+        handle: The application's callable; what it returns is awaited, if it can be.
+
+    Raises:
+        InvalidSettingError: It is not callable.
+    """
+
+    def __init__(self, handle: OnUndelivered) -> None:
+        if not callable(handle):
+            raise InvalidSettingError(f"on_undelivered must be callable with a DeliveryError, got {handle!r}")
+        self._handle = handle
+        self._todo: deque[DeliveryError] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._context: Context | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._has_raised = False
+        self._passed_over = 0
+
+    def bind(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
+        """From now on there is a loop to run in."""
+        self._loop, self._context = loop, context
+
+    def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
+        if len(self._todo) >= _MAX_WAITING:
+            self._passed_over += 1
+            if self._passed_over == 1:
+                _log.error(
+                    "on_undelivered is too slow: %d errors wait for it, and further ones are not handed over",
+                    _MAX_WAITING,
+                )
+            return
+        self._todo.append(error)
+        self._see_to_it()
+
+    def _see_to_it(self) -> None:
+        assert self._loop is not None, "events end only in an emitter that was started"
+        if self._task is None and self._todo and not self._loop.is_closed():
+            context = self._context.copy() if self._context else None
+            self._task = asyncio.Task(
+                self._work(), loop=self._loop, name="rokt-events-undelivered", context=context
+            )
+            self._task.add_done_callback(self._on_done)
+
+    def _on_done(self, _task: asyncio.Task[None]) -> None:
+        self._task = None
+
+    async def _work(self) -> None:
+        while self._todo:
+            try:
+                result = self._handle(self._todo[0])
+                if inspect.isawaitable(result):
+                    await result
+            except (Exception, asyncio.CancelledError) as raised:
+                if _is_cancelled():
+                    raise
+                if not self._has_raised:
+                    self._has_raised = True
+                    log_raised("on_undelivered", raised)
+            self._todo.popleft()
+            await asyncio.sleep(0)
+
+    async def idle(self) -> None:
+        """Waits until all errors were handled. Cancelling it leaves them alone."""
+        self._see_to_it()
+        while self._task is not None:
+            await asyncio.wait([self._task])
+            self._see_to_it()
+
+    async def finish(self) -> None:
+        """Gives it a last moment for what is left, and then interrupts it. Cancelled, it takes no longer."""
+        idle = asyncio.ensure_future(self.idle())
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([idle], timeout=_GRACE)
+        idle.cancel()
+        if self._task is not None:
+            self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([idle])
+        if left := len(self._todo) + self._passed_over:
+            _log.error("closed with %d undelivered events that on_undelivered has not handled", left)
+
+
+def _is_cancelled() -> bool:
+    task: asyncio.Task[Any] | None = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
