@@ -18,6 +18,8 @@ from rokt_events_async.sandbox import Sandbox
 from tests.samples import SECRET
 from tests.virtual_time import VirtualTimeLoop
 
+pytest_plugins = ["pytester"]
+
 settings.register_profile("default", deadline=None, print_blob=True)
 settings.load_profile("default")
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import gzip
 import ipaddress
 import random
 import socket
 import struct
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -84,7 +86,8 @@ class RecordedRequest:
 class Sandbox:
     """The Server Events API on loopback.
 
-    `async with Sandbox() as sandbox: Emitter(sandbox.credentials, endpoint=sandbox.url)`.
+    `async with Sandbox() as sandbox: Emitter(sandbox.credentials, endpoint=sandbox.url)`; or `with`, where
+    there is no loop: it then serves from a thread of its own, and may be asked from any other.
 
     Args:
         credentials: The only right ones; made up if left out.
@@ -142,6 +145,11 @@ class Sandbox:
         self._on_request = on_request
         self._requests: deque[RecordedRequest] = deque(maxlen=history)
         self.count = 0
+        self._accepted = 0
+        self._waiting: dict[asyncio.Future[None], int] = {}
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._leave: Callable[[], object] | None = None
         self._runner: web.AppRunner | None = None
         self._stopping: asyncio.Event | None = None
 
@@ -189,6 +197,41 @@ class Sandbox:
     ) -> None:
         await self.aclose()
 
+    def __enter__(self) -> Self:
+        serving: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._thread = threading.Thread(target=asyncio.run, args=(self._live(serving),), name="rokt-sandbox")
+        self._thread.start()
+        try:
+            serving.result()
+        except (OSError, RuntimeError):
+            self._thread.join()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._leave is not None
+        assert self._thread is not None
+        self._leave()
+        self._thread.join()
+
+    async def _live(self, serving: concurrent.futures.Future[None]) -> None:
+        """In a thread of its own, from `__enter__` to `__exit__`."""
+        left = asyncio.Event()
+        self._leave = partial(asyncio.get_running_loop().call_soon_threadsafe, left.set)
+        try:
+            await self.start()
+        except (OSError, RuntimeError) as error:
+            serving.set_exception(error)
+            return
+        serving.set_result(None)
+        await left.wait()
+        await self.aclose()
+
     @property
     def url(self) -> str:
         """The endpoint to hand to an `Emitter`."""
@@ -200,12 +243,36 @@ class Sandbox:
     @property
     def requests(self) -> list[RecordedRequest]:
         """All requests, in the order of arrival."""
-        return list(self._requests)
+        with self._lock:
+            return list(self._requests)
 
     @property
     def events(self) -> list[Mapping[str, Any]]:
         """All events that were accepted, in order, with the wire's names; more than once if so sent."""
-        return [item.event for request in self._requests for item in request.events if item.is_accepted]
+        return [item.event for request in self.requests for item in request.events if item.is_accepted]
+
+    async def wait_for(self, count: int, *, timeout: float = 5.0) -> list[Mapping[str, Any]]:
+        """Waits until so many events were accepted, since it was made, and returns them.
+
+        Raises:
+            TimeoutError: They were not there after `timeout` seconds; how many were is in the message.
+        """
+        loop = asyncio.get_running_loop()
+        arrived = loop.create_future()
+        with self._lock:
+            self._waiting[arrived] = count
+            if self._accepted >= count:
+                arrived.set_result(None)
+        try:
+            await asyncio.wait_for(arrived, timeout)
+        except TimeoutError:
+            raise TimeoutError(
+                f"{self._accepted} of {count} events were accepted in {timeout:g} s, in {self.count} requests"
+            ) from None
+        finally:
+            with self._lock:
+                self._waiting.pop(arrived, None)
+        return self.events
 
     def fail_next(self, *faults: Fault | int | str | None) -> None:
         """Adds to the end of the script: `fail_next(503, 503)` fails the next two requests."""
@@ -263,7 +330,12 @@ class Sandbox:
         }
 
     def _remember(self, recorded: RecordedRequest) -> None:
-        self._requests.append(recorded)
+        with self._lock:
+            self._requests.append(recorded)
+            self._accepted += sum(event.is_accepted for event in recorded.events)
+            for arrived, count in self._waiting.items():
+                if self._accepted >= count:
+                    arrived.get_loop().call_soon_threadsafe(_arrive, arrived)
         if self._on_request is not None:
             self._on_request(recorded)
 
@@ -303,6 +375,11 @@ class Sandbox:
             await response.write(answer.body[index : index + 1])
             await self._pause(fault.delay)
         return response
+
+
+def _arrive(arrived: asyncio.Future[None]) -> None:
+    if not arrived.done():
+        arrived.set_result(None)
 
 
 def _check_host(host: str) -> str:

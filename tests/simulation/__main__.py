@@ -50,7 +50,7 @@ def main(seeds: int, start: int, seed: int | None, calm: bool, bugs: bool, jobs:
     for name, count in sorted(reached.items()):
         print(f"{count:>12,}  {name}")
     for number, what in failed[:20]:
-        print(f"seed {number}: {what}\n  python -m tests.simulation --seed {number}")
+        print(f"failed: seed {number}, {what}")
     print(f"{seeds:,} seeds in {time.monotonic() - began:.0f} s, {len(failed)} failed")
     sys.exit(1 if failed else 0)
 

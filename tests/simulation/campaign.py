@@ -40,6 +40,8 @@ def campaign(
         ):
             reached.update(counts)
             failed += failures
+            for seed, what in failures if progress else ():
+                print(f"seed {seed}: {what}\n  python -m tests.simulation --seed {seed}", file=sys.stderr)
             if progress and (sys.stderr.isatty() or number % 20 == 0):
                 print(f"{number * CHUNK:,} of {len(seeds):,} seeds, {len(failed)} failed", file=sys.stderr)
     return reached, failed

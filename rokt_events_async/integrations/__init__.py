@@ -1,0 +1,1 @@
+"""One module for each framework, and the only one to import it."""

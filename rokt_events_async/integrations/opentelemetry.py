@@ -1,0 +1,223 @@
+"""Metrics and spans, by the semantic conventions for messaging clients as far as they fit.
+
+`Emitter(observers=[LoggingObserver(), OpenTelemetryObserver()])`; needs the extra `[otel]`. Metrics:
+
+| name | kind, unit | what it measures |
+|---|---|---|
+| `messaging.client.sent.messages` | counter, `{message}` | events that requests carried, retries included |
+| `messaging.client.operation.duration` | histogram, `s` | requests, connecting included |
+| `rokt.client.batch.size` | histogram, `{event}` | events a request carried |
+| `rokt.client.retries` | counter, `{request}` | requests that are made again |
+| `rokt.client.outcomes` | counter, `{event}` | what became of events, by `rokt.outcome` |
+| `rokt.client.pending` | up-down counter, `{event}` | events accepted and not settled |
+| `rokt.client.oldest_pending.age` | gauge, `s` | for how long the oldest of them is pending |
+
+All have `messaging.system` and its like; the first two `server.address` and `server.port`. `error.type`
+is left out where nothing went wrong; otherwise it is the API's own code, the HTTP status, or `no_answer`.
+
+A request is a span of kind client, `send server_events`, linked to the spans in which its events were
+tracked. It is a root: it carries events of many traces. Nothing of an event is in an attribute.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Final
+
+import attrs
+from opentelemetry import metrics, trace
+from opentelemetry.context import Context
+from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TracerProvider
+from yarl import URL
+
+from rokt_events_async.errors import DeliveryError
+from rokt_events_async.observers import Observer, RequestReport, RetryReport, error_codes
+from rokt_events_async.outcomes import Delivery, Receipt
+
+_SCOPE: Final = "rokt_events_async"
+_DESTINATION: Final = "server_events"
+_OPERATION: Final = {
+    "messaging.system": "rokt",
+    "messaging.operation.name": "send",
+    "messaging.operation.type": "send",
+    "messaging.destination.name": _DESTINATION,
+}
+_SECONDS: Final = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10]
+_EVENTS: Final = [1, 2, 3, 5, 10, 15, 20, 25]
+_NO_ANSWER: Final = "no_answer"
+_OTHER: Final = "_OTHER"
+_MAX_ERROR_TYPES: Final = 50
+"""How many error codes are told apart: a server can make up any number, a backend cannot keep them."""
+
+Attributes = dict[str, str | int]
+
+
+@attrs.frozen
+class _Tracked:
+    """Since when an event is pending, and the span it was tracked in."""
+
+    since: float
+    span: SpanContext
+
+
+class OpenTelemetryObserver(Observer):
+    """Tells OpenTelemetry; one may serve several emitters.
+
+    Args:
+        meter_provider: Where metrics go; `None` takes the global one.
+        tracer_provider: Where spans go; the same.
+    """
+
+    def __init__(
+        self, *, meter_provider: MeterProvider | None = None, tracer_provider: TracerProvider | None = None
+    ) -> None:
+        self._tracer = trace.get_tracer(_SCOPE, tracer_provider=tracer_provider)
+        meter = metrics.get_meter(_SCOPE, meter_provider=meter_provider)
+        self._sent = meter.create_counter(
+            "messaging.client.sent.messages",
+            unit="{message}",
+            description="Number of messages producer attempted to send to the broker.",
+        )
+        self._duration = meter.create_histogram(
+            "messaging.client.operation.duration",
+            unit="s",
+            description="Duration of messaging operation initiated by a producer or consumer client.",
+            explicit_bucket_boundaries_advisory=_SECONDS,
+        )
+        self._batch_size = meter.create_histogram(
+            "rokt.client.batch.size",
+            unit="{event}",
+            description="Events that a request carried.",
+            explicit_bucket_boundaries_advisory=_EVENTS,
+        )
+        self._retries = meter.create_counter(
+            "rokt.client.retries", unit="{request}", description="Requests that are made again."
+        )
+        self._outcomes = meter.create_counter(
+            "rokt.client.outcomes", unit="{event}", description="What became of accepted events."
+        )
+        meter.create_observable_up_down_counter(
+            "rokt.client.pending",
+            [self._observe_pending],
+            unit="{event}",
+            description="Events accepted and not settled.",
+        )
+        meter.create_observable_gauge(
+            "rokt.client.oldest_pending.age",
+            [self._observe_oldest],
+            unit="s",
+            description="For how long the oldest pending event has been pending.",
+        )
+        self._pending: dict[Delivery, _Tracked] = {}  # In the order of acceptance.
+        self._error_types: set[str] = set()
+        self._servers: dict[str, Attributes] = {}
+
+    def on_accepted(self, delivery: Delivery) -> None:
+        span = trace.get_current_span().get_span_context()
+        self._pending[delivery] = _Tracked(time.monotonic(), span)
+
+    def on_request(self, request: RequestReport) -> None:
+        attributes = _OPERATION | self._server(request.endpoint)
+        if request.status is None or not 200 <= request.status <= 299:
+            attributes["error.type"] = _error_type(request.status)
+        count = len(request.deliveries)
+        self._sent.add(count, attributes)
+        self._duration.record(request.duration, attributes)
+        self._batch_size.record(count, _OPERATION)
+        self._write_span(request, attributes)
+
+    def on_retry(self, retry: RetryReport) -> None:
+        self._retries.add(1, _OPERATION | {"error.type": _error_type(retry.status)})
+
+    def on_delivered(self, delivery: Delivery, receipt: Receipt) -> None:
+        self._pending.pop(delivery, None)
+        self._outcomes.add(1, _DELIVERED)
+
+    def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
+        self._pending.pop(delivery, None)
+        codes = error_codes(error)
+        error_type = self._bounded(codes[0]) if codes else _error_type(error.status)
+        self._outcomes.add(1, _OPERATION | {"rokt.outcome": error.outcome, "error.type": error_type})
+
+    def _write_span(self, request: RequestReport, attributes: Attributes) -> None:
+        details: Attributes = {
+            "messaging.batch.message_count": len(request.deliveries),
+            "http.request.method": "POST",
+            "http.request.body.size": request.size,
+        }
+        if request.status is not None:
+            details["http.response.status_code"] = request.status
+        if request.attempt > 1:
+            details["http.request.resend_count"] = request.attempt - 1
+        began = _nanoseconds(request.started_at)
+        span = self._tracer.start_span(
+            f"send {_DESTINATION}",
+            context=Context(),
+            kind=SpanKind.CLIENT,
+            attributes=attributes | details,
+            links=list(self._links(request.deliveries)),
+            start_time=began,
+        )
+        if "error.type" in attributes:
+            span.set_status(Status(StatusCode.ERROR, request.problem or f"HTTP {request.status}"))
+        span.end(began + int(request.duration * 1e9))
+
+    def _links(self, deliveries: Iterable[Delivery]) -> Iterable[Link]:
+        """To the spans of the calls, each once, though it may have tracked several of the events."""
+        seen = set()
+        for delivery in deliveries:
+            tracked = self._pending.get(delivery)
+            if tracked is None or not tracked.span.is_valid:
+                continue
+            key = (tracked.span.trace_id, tracked.span.span_id)
+            if key not in seen:
+                seen.add(key)
+                yield Link(tracked.span)
+
+    def _server(self, endpoint: str) -> Attributes:
+        """Where requests go; parsed once."""
+        server = self._servers.get(endpoint)
+        if server is None:
+            url = URL(endpoint)
+            server = self._servers[endpoint] = {
+                "server.address": url.host or "",
+                "server.port": url.port or 443,
+            }
+        return server
+
+    def _bounded(self, code: str) -> str:
+        if code not in self._error_types:
+            if len(self._error_types) >= _MAX_ERROR_TYPES:
+                return _OTHER
+            self._error_types.add(code)
+        return code
+
+    # Asked by the exporter, in a thread of its own.
+
+    def _observe_pending(self, _options: CallbackOptions) -> Iterable[Observation]:
+        yield Observation(len(self._pending), _OPERATION)
+
+    def _observe_oldest(self, _options: CallbackOptions) -> Iterable[Observation]:
+        yield Observation(self._oldest_age(now=time.monotonic()), _OPERATION)
+
+    def _oldest_age(self, *, now: float) -> float:
+        while True:
+            try:
+                oldest = next(iter(self._pending.values()), None)
+            except RuntimeError:  # The loop's thread has changed it in this very moment.
+                continue
+            return now - oldest.since if oldest else 0.0
+
+
+_DELIVERED: Final = _OPERATION | {"rokt.outcome": "delivered"}
+
+
+def _error_type(status: int | None) -> str:
+    return _NO_ANSWER if status is None else str(status)
+
+
+def _nanoseconds(moment: datetime) -> int:
+    return int(moment.timestamp() * 1e9)

@@ -1,0 +1,64 @@
+"""An emitter that lives as long as a Starlette application; FastAPI's module builds on this one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Final
+
+from starlette.requests import HTTPConnection
+
+from rokt_events_async.emitter import Emitter
+from rokt_events_async.errors import EmitterNotStartedError
+from rokt_events_async.integrations._making import MakeEmitter, check_make
+
+_KEY: Final = "rokt_emitter"
+
+Lifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
+"""What a framework takes as `lifespan=`, with or without a state of its own."""
+
+
+def emitter_lifespan(
+    make: MakeEmitter, inner: Lifespan | None = None
+) -> Callable[[Any], AbstractAsyncContextManager[dict[str, Any]]]:
+    """A lifespan that starts an emitter with the application, and drains it when the application stops.
+
+    `Starlette(lifespan=emitter_lifespan(Emitter))`. Handlers have it from `get_emitter`.
+
+    Args:
+        make: Makes the emitter, each time the application is started: `Emitter`, or a function that
+            calls it with the settings it is to have.
+        inner: The application's own lifespan; it begins after the emitter and ends before it, so that it
+            can still track. Its state is kept.
+
+    Raises:
+        InvalidSettingError: `make` is not callable.
+    """
+    check_make(make)
+
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[dict[str, Any]]:
+        async with make() as emitter:
+            state: dict[str, Any] = {_KEY: emitter}
+            if inner is None:
+                yield state
+                return
+            async with inner(app) as own:
+                yield {**(own or {}), **state}
+
+    return lifespan
+
+
+def get_emitter(connection: HTTPConnection) -> Emitter:
+    """The application's emitter, from a request or a websocket.
+
+    Raises:
+        EmitterNotStartedError: The application was not started with `emitter_lifespan`.
+    """
+    emitter = connection.scope.get("state", {}).get(_KEY)
+    if not isinstance(emitter, Emitter):
+        raise EmitterNotStartedError(
+            "this application has no emitter: give it lifespan=emitter_lifespan(Emitter), and see that its "
+            "lifespan runs; a test does that by `with TestClient(app) as client:`"
+        )
+    return emitter

@@ -1,0 +1,46 @@
+"""Fixtures for the tests of an application; pytest finds them where this package is installed.
+
+`rokt_sandbox` is a `Sandbox` that serves from a thread of its own, so that synchronous tests, as those
+with a `TestClient`, have it too. While a test uses it, `Emitter()` finds its credentials in the environment.
+
+`rokt_emitter` is an open `Emitter` that delivers to it, quick to send and to send again. It belongs to the
+test's event loop: pytest-asyncio's, or anyio's where that is not installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from rokt_events_async import Emitter, RetryPolicy
+from rokt_events_async.sandbox import Sandbox
+
+_async_fixture: Callable[..., Any]
+try:
+    from pytest_asyncio import fixture as _async_fixture
+except ImportError:
+    _async_fixture = pytest.fixture
+
+
+@pytest.fixture
+def rokt_sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    """The Server Events API on loopback: `url`, `credentials`, `events`, `requests`, `fail_next(503)`."""
+    with Sandbox() as sandbox:
+        monkeypatch.setenv("ROKT_PUB_ID", sandbox.credentials.pub_id)
+        monkeypatch.setenv("ROKT_SECRET", sandbox.credentials.secret)
+        monkeypatch.setenv("ROKT_TAG_ID", sandbox.credentials.tag_id)
+        yield sandbox
+
+
+@_async_fixture
+async def rokt_emitter(rokt_sandbox: Sandbox) -> AsyncIterator[Emitter]:
+    """An open emitter that delivers to `rokt_sandbox`."""
+    async with Emitter(
+        rokt_sandbox.credentials,
+        endpoint=rokt_sandbox.url,
+        flush_interval=0,
+        retry=RetryPolicy(wait=(0.01, 0.02)),
+    ) as emitter:
+        yield emitter

@@ -1,0 +1,196 @@
+"""The README's applications, in their frameworks' own test clients."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient as AiohttpClient
+from aiohttp.test_utils import TestServer
+from fastapi import BackgroundTasks, FastAPI, WebSocket
+from fastapi.testclient import TestClient
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+
+from rokt_events_async import Emitter, EmitterNotStartedError, InvalidSettingError
+from rokt_events_async.integrations.aiohttp import EMITTER, emitter_context
+from rokt_events_async.integrations.fastapi import RoktEmitter, emitter_lifespan, get_emitter
+from rokt_events_async.sandbox import Sandbox
+from tests.samples import event
+from tests.test_readme import block_with
+
+
+def make_emitter(sandbox: Sandbox) -> Any:
+    return lambda: Emitter(sandbox.credentials, endpoint=sandbox.url)
+
+
+def readme(text: str) -> dict[str, Any]:
+    """What the README's block defines."""
+    defined: dict[str, Any] = {"__name__": "shop"}
+    exec(block_with(text), defined)
+    return defined
+
+
+# FastAPI and Starlette.
+
+
+def test_the_readmes_fastapi_application(rokt_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Coroutine and plain function, and a second start of the same application."""
+    monkeypatch.setenv("ROKT_ENDPOINT", rokt_sandbox.url)
+    app = readme("from fastapi import FastAPI")["app"]
+    for number in range(2):
+        with TestClient(app) as client:
+            assert client.post(f"/checkout/s-1/viewed/v-{number}").json() == {"tracked": f"v-{number}"}
+            assert client.post(f"/checkout/s-2/chosen/c-{number}").json() == {"tracked": f"c-{number}"}
+
+    received = sorted((event["parentGuid"], event["eventType"]) for event in rokt_sandbox.events)
+    assert received == [
+        ("c-0", "SignalResponse"),
+        ("c-1", "SignalResponse"),
+        ("v-0", "SignalViewed"),
+        ("v-1", "SignalViewed"),
+    ]
+
+
+def test_a_lifespan_within(rokt_sandbox: Sandbox) -> None:
+    """It begins after the emitter, ends before it, may track till its end, and keeps its state."""
+    order: list[str] = []
+
+    @asynccontextmanager
+    async def own(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        order.append("begins")
+        yield {"prices": {"hat": 7}}
+        order.append("ends")
+        await emitters[0].track(event("last"))
+
+    emitters: list[Emitter] = []
+    app = FastAPI(lifespan=emitter_lifespan(make_emitter(rokt_sandbox), own))
+
+    @app.get("/")
+    async def price(request: Request, emitter: RoktEmitter) -> int:
+        emitters.append(emitter)
+        prices: dict[str, int] = request.state.prices
+        return prices["hat"]
+
+    with TestClient(app) as client:
+        assert client.get("/").json() == 7
+
+    assert order == ["begins", "ends"]
+    assert [event["sessionId"] for event in rokt_sandbox.events] == ["last"]
+    assert "closed" in repr(emitters[0])
+
+
+def test_a_lifespan_within_that_has_no_state(rokt_sandbox: Sandbox) -> None:
+    """As most."""
+
+    @asynccontextmanager
+    async def own(app: FastAPI) -> AsyncIterator[None]:
+        yield
+
+    app = FastAPI(lifespan=emitter_lifespan(make_emitter(rokt_sandbox), own))
+    app.get("/")(lambda emitter: None)
+    with TestClient(app) as client:
+        assert client.get("/", params={"emitter": "a query"}).status_code == 200
+
+
+def test_background_tasks_websockets_and_dependencies(rokt_sandbox: Sandbox) -> None:
+    """Wherever FastAPI calls somebody."""
+    app = FastAPI(lifespan=emitter_lifespan(make_emitter(rokt_sandbox)))
+
+    @app.post("/later")
+    async def later(tasks: BackgroundTasks, emitter: RoktEmitter) -> None:
+        tasks.add_task(emitter.track, event("in the background"))
+
+    @app.websocket("/socket")
+    async def socket(socket: WebSocket, emitter: RoktEmitter) -> None:
+        await socket.accept()
+        await emitter.track(event("by a websocket"))
+        await get_emitter(socket).track(event("by a websocket"))
+        await socket.close()
+
+    with TestClient(app) as client:
+        client.post("/later")
+        with client.websocket_connect("/socket"):
+            pass
+
+    sessions = sorted(event["sessionId"] for event in rokt_sandbox.events)
+    assert sessions == ["by a websocket", "by a websocket", "in the background"]
+
+
+def test_starlette_and_its_mounts(rokt_sandbox: Sandbox) -> None:
+    """A mounted application has the emitter of the one that it is mounted in."""
+
+    async def track(request: Request) -> PlainTextResponse:
+        await get_emitter(request).track(event(request.url.path))
+        return PlainTextResponse("tracked")
+
+    inner = Starlette(routes=[Route("/inner", track)])
+    routes = [Route("/outer", track), Mount("/mounted", inner)]
+    app = Starlette(routes=routes, lifespan=emitter_lifespan(make_emitter(rokt_sandbox)))
+    with TestClient(app) as client:
+        assert client.get("/outer").text == client.get("/mounted/inner").text == "tracked"
+
+    assert sorted(event["sessionId"] for event in rokt_sandbox.events) == ["/mounted/inner", "/outer"]
+
+
+def test_an_application_that_was_not_started(rokt_sandbox: Sandbox) -> None:
+    """The error says what is missing."""
+    app = FastAPI(lifespan=emitter_lifespan(make_emitter(rokt_sandbox)))
+
+    @app.get("/")
+    async def handler(emitter: RoktEmitter) -> None: ...
+
+    with pytest.raises(EmitterNotStartedError, match="with TestClient"):
+        TestClient(app).get("/")
+
+
+@pytest.mark.parametrize("integrate", [emitter_lifespan, emitter_context])
+def test_an_emitter_is_not_what_makes_one(integrate: Any) -> None:
+    """It could be started but once."""
+    emitter = Emitter(Sandbox().credentials)
+    with pytest.raises(InvalidSettingError, match=r"callable and return an Emitter.*got <Emitter new"):
+        integrate(emitter)
+
+
+# aiohttp.
+
+
+@pytest.mark.every_loop
+async def test_the_readmes_aiohttp_application(
+    rokt_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started and stopped as aiohttp does it."""
+    monkeypatch.setenv("ROKT_ENDPOINT", rokt_sandbox.url)
+    app: web.Application = readme("from aiohttp import web")["make_app"]()
+    async with AiohttpClient(TestServer(app)) as client:
+        answer = await client.post("/checkout/s-9/viewed/c-9")
+        assert await answer.json() == {"tracked": "c-9"}
+        assert "open" in repr(app[EMITTER])
+
+    assert "closed" in repr(app[EMITTER])
+    assert [(event["sessionId"], event["parentGuid"]) for event in rokt_sandbox.events] == [("s-9", "c-9")]
+
+
+@pytest.mark.every_loop
+async def test_an_aiohttp_application_within_another(rokt_sandbox: Sandbox) -> None:
+    """`config_dict` looks further up."""
+
+    async def track(request: web.Request) -> web.Response:
+        await request.config_dict[EMITTER].track(event("within"))
+        return web.Response()
+
+    inner, app = web.Application(), web.Application()
+    inner.router.add_get("/", track)
+    app.add_subapp("/inner", inner)
+    app.cleanup_ctx.append(emitter_context(make_emitter(rokt_sandbox)))
+    async with AiohttpClient(TestServer(app)) as client:
+        assert (await client.get("/inner/")).status == 200
+        await asyncio.gather(*(client.get("/inner/") for _ in range(5)))
+
+    assert len(rokt_sandbox.events) == 6
