@@ -170,7 +170,8 @@ class FlushWorkers:
         self._context = context
         self.now = loop.time
         self._workers: dict[asyncio.Task[None], None] = {}  # In order: a set's would be by address.
-        self._wake_timer: asyncio.TimerHandle | None = None
+        self._wake_timer: asyncio.Handle | None = None
+        self._wakes_at = math.inf  # Kept here: uvloop gives a handle without `when()` for what is due now.
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._is_stopping = False
         self._refusals = 0
@@ -211,9 +212,10 @@ class FlushWorkers:
 
     def _wake_at(self, when: float) -> None:
         if self._wake_timer is not None:
-            if self._wake_timer.when() <= when:
+            if self._wakes_at <= when:
                 return
             self._wake_timer.cancel()
+        self._wakes_at = when
         self._wake_timer = self._loop.call_at(when, self._on_due, context=self._context)
 
     def _on_due(self) -> None:

@@ -148,6 +148,20 @@ async def test_an_emitter_at_rest_wakes_for_nothing(sandbox: Sandbox) -> None:
         ]
 
 
+@pytest.mark.every_loop
+async def test_two_that_are_due_at_once() -> None:
+    """uvloop's handle for what is due within half a millisecond cannot tell when it is due."""
+    async with Sandbox() as sandbox, emitter_for(sandbox) as emitter:
+        workers, now = emitter._workers, asyncio.get_running_loop().time()
+        assert workers is not None
+        workers._wake_at(now)
+        workers._wake_at(now)
+        workers._wake_at(now - 1)
+
+        assert workers.is_armed
+        await emitter.deliver(event())
+
+
 async def test_starting_again_does_nothing(sandbox: Sandbox) -> None:
     """In the same context; elsewhere it is an error."""
     async with emitter_for(sandbox) as emitter:

@@ -167,7 +167,7 @@ async def test_the_readmes_aiohttp_application(
 ) -> None:
     """Started and stopped as aiohttp does it."""
     monkeypatch.setenv("ROKT_ENDPOINT", rokt_sandbox.url)
-    app: web.Application = readme("from aiohttp import web")["make_app"]()
+    app: web.Application = await readme("from aiohttp import web")["make_app"]()
     async with AiohttpClient(TestServer(app)) as client:
         answer = await client.post("/checkout/s-9/viewed/c-9")
         assert await answer.json() == {"tracked": "c-9"}
