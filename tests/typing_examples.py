@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import assert_type
+from typing import Annotated, Any, assert_type
+
+from aiohttp import web
+from fastapi import Depends, FastAPI
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.trace import TracerProvider
+from starlette.applications import Starlette
+from starlette.requests import Request
 
 from rokt_events_async import (
     DEMO,
@@ -19,12 +30,19 @@ from rokt_events_async import (
     EventRejectedError,
     EventType,
     InvalidEventError,
+    LoggingObserver,
     NameValuePair,
+    Observer,
     Outcome,
     PartnerEvent,
     Receipt,
+    RequestReport,
     RetryPolicy,
+    RetryReport,
 )
+from rokt_events_async.integrations.aiohttp import EMITTER, emitter_context
+from rokt_events_async.integrations.fastapi import RoktEmitter, emitter_lifespan, get_emitter
+from rokt_events_async.integrations.opentelemetry import OpenTelemetryObserver
 from rokt_events_async.sandbox import Echo, Fault, RecordedRequest, Sandbox
 
 
@@ -92,3 +110,99 @@ async def try_out() -> None:
         assert_type(sandbox.url, str)
         assert_type(sandbox.credentials, Credentials)
         assert_type(sandbox.requests, list[RecordedRequest])
+        assert_type(await sandbox.wait_for(1), list[Mapping[str, Any]])
+    with Sandbox() as sandbox:
+        assert_type(sandbox, Sandbox)
+
+
+def from_a_thread(emitter: Emitter, event: PartnerEvent) -> None:
+    future = emitter.track_threadsafe(event)
+    assert_type(future, concurrent.futures.Future[Receipt])
+    assert_type(future.result(1.0), Receipt)
+
+
+# FastAPI, Starlette, aiohttp.
+
+
+@asynccontextmanager
+async def own_lifespan(app: FastAPI) -> AsyncIterator[dict[str, int]]:
+    yield {"answer": 42}
+
+
+@asynccontextmanager
+async def stateless_lifespan(app: Starlette) -> AsyncIterator[None]:
+    yield
+
+
+def make_emitter() -> Emitter:
+    return Emitter(endpoint=DEMO)
+
+
+app = FastAPI(lifespan=emitter_lifespan(Emitter))
+FastAPI(lifespan=emitter_lifespan(make_emitter, own_lifespan))
+Starlette(lifespan=emitter_lifespan(lambda: Emitter(endpoint=DEMO), stateless_lifespan))
+emitter_lifespan(Emitter())  # type: ignore[arg-type]
+emitter_lifespan(lambda: 5)  # type: ignore[arg-type, return-value]
+
+
+@app.post("/viewed")
+async def viewed(emitter: RoktEmitter, other: Annotated[Emitter, Depends(get_emitter)]) -> None:
+    assert_type(emitter, Emitter)
+    assert_type(other, Emitter)
+
+
+async def starlette_handler(request: Request) -> None:
+    assert_type(get_emitter(request), Emitter)
+
+
+async def aiohttp_handler(request: web.Request) -> web.Response:
+    assert_type(request.app[EMITTER], Emitter)
+    assert_type(request.config_dict[EMITTER], Emitter)
+    return web.Response()
+
+
+def build_aiohttp() -> None:
+    application = web.Application()
+    application.cleanup_ctx.append(emitter_context(Emitter))
+    application.cleanup_ctx.append(emitter_context(make_emitter))
+    emitter_context(Emitter())  # type: ignore[arg-type]
+
+
+# Observers, and what becomes of failures.
+
+
+class Eyes(Observer):
+    def on_accepted(self, delivery: Delivery) -> None:
+        assert_type(delivery.event, PartnerEvent)
+
+    def on_request(self, request: RequestReport) -> None:
+        assert_type(request.status, int | None)
+        assert_type(request.deliveries, tuple[Delivery, ...])
+
+    def on_retry(self, retry: RetryReport) -> None:
+        assert_type(retry.wait, float)
+
+    def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
+        assert_type(error.reason, str)
+
+
+class Blind(Observer):
+    async def on_closed(self, report: DrainReport) -> None: ...  # type: ignore[override]
+
+
+def keep(error: DeliveryError) -> None: ...
+
+
+async def keep_later(error: DeliveryError) -> None: ...
+
+
+def watch() -> None:
+    Emitter(observers=[Eyes(), LoggingObserver(logging.getLogger("shop"), max_records=3)])
+    Emitter(observers=())
+    Emitter(
+        observers=[OpenTelemetryObserver(meter_provider=MeterProvider(), tracer_provider=TracerProvider())]
+    )
+    Emitter(on_undelivered=keep)
+    Emitter(on_undelivered=keep_later)
+    Emitter(observers=[print])  # type: ignore[list-item]
+    Emitter(on_undelivered=lambda: None)  # type: ignore[arg-type, misc]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
 import pytest
 
-from rokt_events_async import Credentials
+from rokt_events_async import Credentials, Emitter
 from rokt_events_async.sandbox import Echo, Fault, RecordedRequest, Sandbox
 from rokt_events_async.sandbox.faults import Act
 from tests.samples import event, missing
@@ -228,3 +229,63 @@ async def test_a_client_that_leaves_in_the_middle_harms_nobody() -> None:
         status, _ = await post(sandbox, body({}))
 
     assert status == 200
+
+
+# In a thread of its own, and what others wait for.
+
+
+def test_it_serves_from_a_thread_of_its_own() -> None:
+    """For synchronous tests; the client has a loop of its own, and nothing is left of the thread."""
+
+    async def deliver() -> None:
+        async with Emitter(sandbox.credentials, endpoint=sandbox.url) as emitter:
+            await emitter.deliver(event("s-1"))
+
+    with Sandbox() as sandbox:
+        asyncio.run(deliver())
+        assert "serving" in repr(sandbox)
+
+    assert [one["sessionId"] for one in sandbox.events] == ["s-1"]
+    assert "stopped" in repr(sandbox)
+    assert "rokt-sandbox" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_thread_that_cannot_serve() -> None:
+    """The error comes to the caller, and the thread has ended."""
+    with Sandbox() as sandbox:
+        port = int(sandbox.url.split(":")[2].split("/")[0])
+        with pytest.raises(OSError, match="in use"), Sandbox(port=port):
+            pass
+        assert [thread.name for thread in threading.enumerate()].count("rokt-sandbox") == 1
+
+
+@pytest.mark.every_loop
+async def test_waiting_for_events() -> None:
+    """From the sandbox's own loop, and from another; those that were there before count."""
+    with Sandbox() as in_a_thread:
+        async with Sandbox() as here:
+            for sandbox in (here, in_a_thread):
+                async with Emitter(sandbox.credentials, endpoint=sandbox.url, flush_interval=0) as emitter:
+                    waiting = [asyncio.create_task(sandbox.wait_for(count)) for count in (1, 3)]
+                    await asyncio.sleep(0.01)
+                    for index in range(3):
+                        await emitter.track(event(f"s-{index}"))
+                    first, all_three = await asyncio.gather(*waiting)
+
+                assert len(first) >= 1
+                assert {one["sessionId"] for one in all_three} == {"s-0", "s-1", "s-2"}
+                assert len(await sandbox.wait_for(0)) == 3
+
+
+async def test_waiting_in_vain(sandbox: Sandbox) -> None:
+    """The error tells what there was; who has gone is not woken."""
+    async with Emitter(sandbox.credentials, endpoint=sandbox.url) as emitter:
+        gone = asyncio.create_task(sandbox.wait_for(2))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await emitter.deliver(event())
+        with pytest.raises(TimeoutError, match=r"1 of 2 events were accepted in 0\.5 s, in 1 requests"):
+            await sandbox.wait_for(2, timeout=0.5)
+        waiting = asyncio.create_task(sandbox.wait_for(2))
+        await emitter.deliver(event())
+        assert len(await waiting) == 2

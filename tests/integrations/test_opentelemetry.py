@@ -1,0 +1,285 @@
+"""Metrics and spans, as the real SDK's in-memory exporters receive them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode, Tracer
+
+from rokt_events_async import DeliveryError, Emitter, EventRejectedError, RetryPolicy
+from rokt_events_async.errors import ApiError
+from rokt_events_async.integrations.opentelemetry import OpenTelemetryObserver
+from rokt_events_async.sandbox import Sandbox
+from tests.samples import delivery, event
+
+
+class Backend:
+    """Where telemetry goes."""
+
+    def __init__(self) -> None:
+        self._reader = InMemoryMetricReader()
+        self._exporter = InMemorySpanExporter()
+        self._meters = MeterProvider([self._reader])
+        self._tracers = TracerProvider()
+        self._tracers.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.observer = OpenTelemetryObserver(meter_provider=self._meters, tracer_provider=self._tracers)
+
+    def tracer(self) -> Tracer:
+        return self._tracers.get_tracer("shop")
+
+    def points(self, name: str) -> list[Any]:
+        data = self._reader.get_metrics_data()
+        assert data is not None
+        return [
+            point
+            for resource in data.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == name
+            for point in metric.data.data_points
+        ]
+
+    def values(self, name: str, key: str) -> dict[Any, Any]:
+        """The values of a counter, by one of its attributes."""
+        return {dict(point.attributes).get(key): point.value for point in self.points(name)}
+
+    def units(self) -> dict[str, str]:
+        data = self._reader.get_metrics_data()
+        assert data is not None
+        return {
+            metric.name: metric.unit or ""
+            for resource in data.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
+
+    def spans(self) -> list[ReadableSpan]:
+        return [span for span in self._exporter.get_finished_spans() if span.name == "send server_events"]
+
+    def shutdown(self) -> None:
+        self._meters.shutdown()
+        self._tracers.shutdown()
+
+
+@pytest.fixture
+def backend() -> Any:
+    made = Backend()
+    yield made
+    made.shutdown()
+
+
+def emitter_for(sandbox: Sandbox, backend: Backend, **settings: Any) -> Emitter:
+    return Emitter(sandbox.credentials, endpoint=sandbox.url, observers=[backend.observer], **settings)
+
+
+# Metrics.
+
+
+async def test_what_is_counted(sandbox: Sandbox, backend: Backend) -> None:
+    """Events sent, outcomes by kind and code, durations, fill, retries."""
+    sandbox.fail_next(503, "reset-after")
+    async with emitter_for(sandbox, backend) as emitter:
+        with pytest.warns(UserWarning, match="event type"):
+            await emitter.track(event(event_type="SignalUnheardOf"))
+        for _ in range(9):
+            await emitter.track(event())
+        await emitter.flush()
+
+    sent = backend.values("messaging.client.sent.messages", "error.type")
+    assert sent == {"503": 10, "no_answer": 10, None: 10}
+    assert backend.values("rokt.client.retries", "error.type") == {"503": 1, "no_answer": 1}
+    assert backend.values("rokt.client.outcomes", "rokt.outcome") == {"delivered": 9, "rejected": 1}
+    assert "InvalidEventType" in backend.values("rokt.client.outcomes", "error.type")
+    durations = {
+        dict(point.attributes).get("error.type"): point
+        for point in backend.points("messaging.client.operation.duration")
+    }
+    assert {key: point.count for key, point in durations.items()} == {"503": 1, "no_answer": 1, None: 1}
+    assert durations[None].explicit_bounds[:3] == (0.005, 0.01, 0.025)
+    (fill,) = backend.points("rokt.client.batch.size")
+    assert (fill.count, fill.sum, fill.max) == (3, 30, 10)
+
+
+async def test_names_units_and_attributes(sandbox: Sandbox, backend: Backend) -> None:
+    """The semantic conventions for messaging clients."""
+    async with emitter_for(sandbox, backend) as emitter:
+        await emitter.deliver(event())
+
+    assert backend.units() == {
+        "messaging.client.sent.messages": "{message}",
+        "messaging.client.operation.duration": "s",
+        "rokt.client.batch.size": "{event}",
+        "rokt.client.outcomes": "{event}",
+        "rokt.client.pending": "{event}",
+        "rokt.client.oldest_pending.age": "s",
+    }
+    (point,) = backend.points("messaging.client.sent.messages")
+    assert dict(point.attributes) == {
+        "messaging.system": "rokt",
+        "messaging.operation.name": "send",
+        "messaging.operation.type": "send",
+        "messaging.destination.name": "server_events",
+        "server.address": "127.0.0.1",
+        "server.port": int(sandbox.url.split(":")[2].split("/")[0]),
+    }
+
+
+async def test_what_is_pending(sandbox: Sandbox, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many events, and for how long the oldest; nothing is kept of those that are settled."""
+    now = 100.0
+    monkeypatch.setattr("rokt_events_async.integrations.opentelemetry.time.monotonic", lambda: now)
+    async with emitter_for(sandbox, backend, max_pending=2, when_full="drop") as emitter:
+        await emitter.track(event())
+        now = 107.0
+        for _ in range(5):
+            await emitter.track(event())
+        now = 110.0
+        assert [point.value for point in backend.points("rokt.client.pending")] == [2]
+        assert [point.value for point in backend.points("rokt.client.oldest_pending.age")] == [10.0]
+        await emitter.flush()
+
+    assert [point.value for point in backend.points("rokt.client.pending")] == [0]
+    assert [point.value for point in backend.points("rokt.client.oldest_pending.age")] == [0.0]
+    assert backend.observer._pending == {}
+
+
+def test_the_oldest_is_told_while_others_come_and_go(backend: Backend) -> None:
+    """The exporter asks from a thread of its own."""
+    loop = asyncio.new_event_loop()
+    stop = threading.Event()
+    faults: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            while not stop.is_set():
+                backend.observer._oldest_age(now=1e9)
+        except BaseException as fault:
+            faults.append(fault)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    for _ in range(300):
+        some = [delivery(loop=loop) for _ in range(20)]
+        for each in some:
+            backend.observer.on_accepted(each)
+        for each in some:
+            backend.observer.on_undelivered(each, DeliveryError("x", event=each.event))
+    stop.set()
+    thread.join()
+    loop.close()
+
+    assert faults == []
+
+
+def test_a_server_cannot_flood_the_backend_with_codes(backend: Backend) -> None:
+    """Beyond fifty codes they are all called other."""
+    loop = asyncio.new_event_loop()
+    for number in range(60):
+        one = delivery(loop=loop)
+        error = EventRejectedError("x", event=one.event, errors=(ApiError(f"Code{number}", ""),))
+        backend.observer.on_undelivered(one, error)
+    loop.close()
+
+    counts = backend.values("rokt.client.outcomes", "error.type")
+    assert len(counts) == 51
+    assert (counts["Code0"], counts["_OTHER"]) == (1, 10)
+
+
+# Spans.
+
+
+async def test_a_request_is_a_span_linked_to_its_calls(sandbox: Sandbox, backend: Backend) -> None:
+    """One link for each span in which its events were tracked, none for events outside of any."""
+    contexts = []
+    async with emitter_for(sandbox, backend) as emitter:
+        for count in (2, 1):
+            with backend.tracer().start_as_current_span("checkout") as checkout:
+                contexts.append(checkout.get_span_context())
+                for _ in range(count):
+                    await emitter.track(event())
+        await emitter.track(event())
+        with backend.tracer().start_as_current_span("by chance the flush happens here"):
+            await emitter.flush()
+
+    (span,) = backend.spans()
+    assert [link.context for link in span.links] == contexts
+    assert span.parent is None
+    assert span.kind is SpanKind.CLIENT
+    assert span.status.status_code is StatusCode.UNSET
+    assert span.attributes is not None
+    attributes = dict(span.attributes)
+    assert attributes["messaging.batch.message_count"] == 4
+    assert attributes["http.response.status_code"] == 200
+    assert attributes["http.request.body.size"] == len(sandbox.requests[0].body)
+    assert "http.request.resend_count" not in attributes
+    assert span.instrumentation_scope is not None
+    assert span.instrumentation_scope.name == "rokt_events_async"
+    assert span.start_time is not None
+    assert span.end_time is not None
+    assert 0 <= span.end_time - span.start_time < 1e9
+
+
+async def test_a_span_of_what_went_wrong(backend: Backend) -> None:
+    """Status, error type and which try it was; links again."""
+    settings: dict[str, Any] = {"request_timeout": 0.2, "retry": RetryPolicy(max_attempts=3)}
+    async with (
+        Sandbox(script=[503, "silence", 404]) as sandbox,
+        emitter_for(sandbox, backend, **settings) as emitter,
+    ):
+        with backend.tracer().start_as_current_span("checkout"):
+            tracked = await emitter.track(event())
+        with pytest.raises(DeliveryError):
+            await tracked
+
+    shown = [
+        (
+            (span.attributes or {}).get("error.type"),
+            span.status.description,
+            (span.attributes or {}).get("http.request.resend_count"),
+            len(span.links),
+        )
+        for span in backend.spans()
+    ]
+    assert shown == [
+        ("503", "HTTP 503", None, 1),
+        ("no_answer", "no answer within 0.2 s", 1, 1),
+        ("404", "HTTP 404", 2, 1),
+    ]
+    assert all(span.status.status_code is StatusCode.ERROR for span in backend.spans())
+
+
+async def test_without_providers_it_does_nothing(sandbox: Sandbox) -> None:
+    """The API's own stand-ins: nothing is exported, and nothing goes wrong."""
+    settings: dict[str, Any] = {"observers": [OpenTelemetryObserver()]}
+    async with Emitter(sandbox.credentials, endpoint=sandbox.url, **settings) as emitter:
+        receipt = await emitter.deliver(event())
+
+    assert receipt.attempts == 1
+
+
+async def test_no_payload_and_no_secret(sandbox: Sandbox, backend: Backend) -> None:
+    """In no attribute of any metric or span."""
+    sandbox.fail_next(401, 422)
+    async with emitter_for(sandbox, backend) as emitter:
+        outcomes = await asyncio.gather(
+            *[await emitter.track(event(f"session-{index}")) for index in range(3)], return_exceptions=True
+        )
+    assert {type(outcome).__name__ for outcome in outcomes} == {
+        "CredentialsRefusedError",
+        "EventRejectedError",
+        "Receipt",
+    }
+
+    shown = "".join(span.to_json() for span in backend.spans())
+    for name in backend.units():
+        shown += repr([dict(point.attributes) for point in backend.points(name)])
+    for word in ("rsec-", "session-", "parent-", "order-1"):
+        assert word not in shown

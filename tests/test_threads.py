@@ -1,0 +1,370 @@
+"""From other threads: `track_threadsafe`, and what everything else says there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import pytest
+
+from rokt_events_async import (
+    Delivery,
+    DeliveryFailedError,
+    Emitter,
+    EmitterClosedError,
+    EmitterNotStartedError,
+    InvalidEventError,
+    Observer,
+    QueueFullError,
+    Receipt,
+    WrongContextError,
+)
+from rokt_events_async import _threads as threads_module
+from rokt_events_async import emitter as emitter_module
+from rokt_events_async.sandbox import Sandbox
+from tests.samples import CREDENTIALS, NOW, Clock, event
+
+T = TypeVar("T")
+pytestmark = pytest.mark.every_loop
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(20) as made:
+        yield made
+
+
+async def there(pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+    """Calls it in another thread, and waits for it here."""
+    return await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(pool, call), 20)
+
+
+def emitter_for(sandbox: Sandbox, **settings: Any) -> Emitter:
+    return Emitter(sandbox.credentials, endpoint=sandbox.url, flush_interval=0, **settings)
+
+
+async def test_receipts_come_to_the_thread(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
+    """Many threads at once, each with its own events."""
+
+    def track(number: int) -> list[Receipt]:
+        futures = [emitter.track_threadsafe(event(f"s{number}")) for _ in range(20)]
+        return [future.result(20) for future in futures]
+
+    async with emitter_for(sandbox) as emitter:
+        loop = asyncio.get_running_loop()
+        receipts = await asyncio.gather(*(loop.run_in_executor(pool, track, number) for number in range(20)))
+
+        assert [len(each) for each in receipts] == [20] * 20
+        assert {receipt.event.session_id for receipt in receipts[7]} == {"s7"}
+        assert emitter.stats.delivered == 400
+
+
+async def test_an_error_comes_to_the_thread(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
+    """What became of the event is the future's; it was accepted."""
+    sandbox.fail_next(404)
+    async with emitter_for(sandbox) as emitter:
+        with pytest.raises(DeliveryFailedError, match="HTTP 404"):
+            await there(pool, lambda: emitter.track_threadsafe(event()).result(20))
+
+        assert emitter.stats.failed == 1
+
+
+async def test_what_is_refused_is_raised_at_once(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
+    """As `track` does it: before there is a future."""
+
+    def refuse(what: Any) -> None:
+        emitter.track_threadsafe(what)
+
+    async with emitter_for(sandbox, max_pending=1, when_full="raise") as emitter:
+        for what in ("no event", event(event_time=NOW - timedelta(days=400))):
+            with pytest.raises(InvalidEventError):
+                await there(pool, lambda what=what: refuse(what))  # type: ignore[misc]
+        sandbox.fail_next("silence")
+        await emitter.track(event())
+        with pytest.raises(QueueFullError):
+            await there(pool, lambda: refuse(event()))
+        await emitter.aclose(0)
+        with pytest.raises(EmitterClosedError):
+            await there(pool, lambda: refuse(event()))
+
+    assert emitter.stats.accepted == 1
+
+
+async def test_the_moment_is_that_of_the_call(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
+    """However long it then waits for room."""
+    clock = Clock()
+    async with Sandbox(clock=clock) as at_that_time:
+        emitter = Emitter(at_that_time.credentials, endpoint=at_that_time.url, max_pending=1, _clock=clock)
+        async with emitter:
+            await emitter.track(event())
+            waiting = asyncio.get_running_loop().run_in_executor(
+                pool, emitter.track_threadsafe, event("later")
+            )
+            await asyncio.sleep(0.05)
+            clock.advance(seconds=30)
+            await emitter.flush()
+            await waiting
+
+    assert [one["eventTime"] for one in at_that_time.events] == ["2026-05-04T12:00:00.123Z"] * 2
+
+
+async def test_a_full_queue_holds_the_thread(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
+    """And nobody else; it goes on when there is room, in its turn."""
+    loop = asyncio.get_running_loop()
+    async with emitter_for(sandbox, max_pending=1) as emitter:
+        sandbox.fail_next("slow")
+        first = await emitter.track(event("first"))
+        waiting = loop.run_in_executor(pool, emitter.track_threadsafe, event("second"))
+        await asyncio.sleep(0.05)
+        third = asyncio.create_task(emitter.track(event("third")))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await first
+        future = await asyncio.wait_for(waiting, 20)
+        receipt = await asyncio.wrap_future(future)
+        assert receipt.event.session_id == "second"
+        await (await third)
+
+    assert [one["sessionId"] for one in sandbox.events] == ["first", "second", "third"]
+
+
+async def test_the_close_turns_away_a_thread_that_waits(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
+    """Its event was not accepted."""
+    loop = asyncio.get_running_loop()
+    async with emitter_for(sandbox, max_pending=1) as emitter:
+        sandbox.fail_next("silence")
+        await emitter.track(event())
+        waiting = loop.run_in_executor(pool, emitter.track_threadsafe, event())
+        await asyncio.sleep(0.05)
+        await emitter.aclose(0)
+        with pytest.raises(EmitterClosedError):
+            await waiting
+
+        assert emitter.stats.accepted == 1
+
+
+async def test_cancelling_detaches(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
+    """The event is still sent, and still counted."""
+    sandbox.fail_next("slow")
+    async with emitter_for(sandbox) as emitter:
+        future = await there(pool, lambda: emitter.track_threadsafe(event()))
+        assert future.cancel()
+        await emitter.flush()
+
+        assert emitter.stats.delivered == 1
+    assert len(sandbox.events) == 1
+
+
+async def test_a_delivery_that_somebody_else_cancels(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
+    """An observer has it too; the thread's future is cancelled with it."""
+
+    class Cancels(Observer):
+        def on_accepted(self, delivery: Delivery) -> None:
+            delivery.cancel()
+
+    async with emitter_for(sandbox, observers=[Cancels()]) as emitter:
+        future = await there(pool, lambda: emitter.track_threadsafe(event()))
+        await emitter.flush()
+
+        assert future.cancelled()
+
+
+async def test_a_trace_goes_on_in_the_loop(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
+    """The context of the calling thread is that in which observers hear of the event."""
+    variable = contextvars.ContextVar("variable", default="none")
+    heard: list[str] = []
+
+    class Hears(Observer):
+        def on_accepted(self, delivery: Delivery) -> None:
+            heard.append(variable.get())
+
+    def track() -> Future[Receipt]:
+        variable.set("the thread's")
+        return emitter.track_threadsafe(event())
+
+    async with emitter_for(sandbox, observers=[Hears()]) as emitter:
+        await asyncio.wrap_future(await there(pool, track))
+
+    assert heard == ["the thread's"]
+
+
+# On the loop's own thread, which it must not hold.
+
+
+async def test_on_the_loops_own_thread(sandbox: Sandbox) -> None:
+    """It returns at once, and the future brings what came of it, refusals too."""
+    async with emitter_for(sandbox, max_pending=2, when_full="raise") as emitter:
+        receipt = await asyncio.wrap_future(emitter.track_threadsafe(event()))
+        assert receipt.attempts == 1
+        with pytest.raises(InvalidEventError):
+            await asyncio.wrap_future(emitter.track_threadsafe("no event"))  # type: ignore[arg-type]
+        futures = [emitter.track_threadsafe(event()) for _ in range(3)]
+        outcomes = await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
+
+    assert [type(outcome) for outcome in outcomes] == [Receipt, Receipt, QueueFullError]
+
+
+async def test_cancelled_there_before_it_is_accepted(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
+    """The event is not accepted, whoever cancels, and nobody loses a place."""
+    async with emitter_for(sandbox, max_pending=1) as emitter:
+        sandbox.fail_next("slow")
+        await emitter.track(event())
+        by_loop, by_thread = emitter.track_threadsafe(event()), emitter.track_threadsafe(event())
+        await asyncio.sleep(0.05)
+        by_loop.cancel()
+        await there(pool, by_thread.cancel)
+        await emitter.flush()
+        assert isinstance(await emitter.deliver(event()), Receipt)
+
+        assert emitter.stats.accepted == 2
+
+
+async def test_cancelled_after_its_loop_has_ended() -> None:
+    """There is nobody left to tell."""
+    outcome: Future[Receipt] = Future()
+    loop = asyncio.new_event_loop()
+
+    async def hand_over() -> None:
+        threads_module.run_here(asyncio.sleep(0), loop, outcome)
+        await asyncio.sleep(0.01)
+
+    await asyncio.to_thread(loop.run_until_complete, hand_over())
+    loop.close()
+
+    assert outcome.cancel()
+
+
+# Where there is nothing to hand over to.
+
+
+async def test_before_the_start_and_after_the_close(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
+    """As `track` says it."""
+    emitter = emitter_for(sandbox)
+    with pytest.raises(EmitterNotStartedError):
+        await there(pool, lambda: emitter.track_threadsafe(event()))
+    await emitter.start()
+    await emitter.aclose()
+    with pytest.raises(EmitterClosedError):
+        await there(pool, lambda: emitter.track_threadsafe(event()))
+
+
+def left_open(started: threading.Event, leave: threading.Event) -> tuple[Emitter, threading.Thread]:
+    """An emitter in a loop that another thread runs, and ends without closing the emitter."""
+    emitter = Emitter(CREDENTIALS, endpoint="http://127.0.0.1:9/", max_pending=1, observers=[])
+
+    async def live() -> None:
+        await emitter.start()
+        started.set()
+        while not leave.is_set():
+            await asyncio.sleep(0.01)
+        assert emitter._transport is not None
+        await emitter._transport.aclose()
+
+    thread = threading.Thread(target=asyncio.run, args=(live(),))
+    thread.start()
+    assert started.wait(20)
+    return emitter, thread
+
+
+def test_when_its_loop_has_ended() -> None:
+    """A clear error, at once."""
+    leave = threading.Event()
+    emitter, thread = left_open(threading.Event(), leave)
+    leave.set()
+    thread.join()
+
+    with pytest.raises(WrongContextError, match="does not run: the event was not accepted"):
+        emitter.track_threadsafe(event())
+    emitter._state = "closed"
+
+
+def test_when_its_loop_ends_meanwhile() -> None:
+    """Whoever waits for room is not left waiting for ever."""
+    leave = threading.Event()
+    emitter, thread = left_open(threading.Event(), leave)
+    first = emitter.track_threadsafe(event())
+    threading.Timer(0.2, leave.set).start()
+
+    with pytest.raises(WrongContextError, match="does not run: the event was not accepted"):
+        emitter.track_threadsafe(event())
+    thread.join()
+
+    assert emitter.stats.accepted == 1
+    assert not first.done() or first.exception() is not None
+    emitter._state = "closed"
+
+
+def test_a_loop_that_is_stopped_and_not_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing tells; it is looked at now and then."""
+    monkeypatch.setattr(threads_module, "_LOOK_AGAIN", 0.05)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    began = threading.Event()
+
+    async def never() -> None:
+        began.set()
+        await loop.create_future()
+
+    threading.Timer(0.2, lambda: loop.call_soon_threadsafe(loop.stop)).start()
+    with pytest.raises(threads_module.LoopGoneError):
+        threads_module.run_there(never(), loop, is_running=loop.is_running)
+    thread.join()
+    loop.run_until_complete(asyncio.sleep(0.01))  # What was handed over has been cancelled.
+    assert began.is_set()
+    assert asyncio.all_tasks(loop) == set()
+    loop.close()
+
+    with pytest.raises(threads_module.LoopGoneError):
+        threads_module.run_there(never(), loop, is_running=lambda: True)
+
+
+async def test_in_a_child_of_a_fork(monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox) -> None:
+    """The loop is the parent's."""
+    async with emitter_for(sandbox) as emitter:
+        with monkeypatch.context() as patch:
+            patch.setattr(emitter_module, "_this_process", emitter_module._Process())
+            with pytest.raises(WrongContextError, match="was started in process"):
+                emitter.track_threadsafe(event())
+
+
+async def test_what_belongs_to_the_loop_names_the_way(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
+    """Every other method, from another thread with and without a loop of its own."""
+    async with emitter_for(sandbox) as emitter:
+
+        def from_another_loop(call: Callable[[], Any]) -> None:
+            async def run() -> None:
+                await call()
+
+            asyncio.run(run())
+
+        calls: list[Callable[[], Any]] = [
+            lambda: emitter.track_nowait(event()),
+            lambda: from_another_loop(lambda: emitter.track(event())),
+            lambda: from_another_loop(lambda: emitter.deliver(event())),
+            lambda: from_another_loop(emitter.flush),
+            lambda: from_another_loop(emitter.aclose),
+            lambda: from_another_loop(emitter.start),
+        ]
+        for call in calls:
+            with pytest.raises(WrongContextError, match=r"from here use emitter\.track_threadsafe\(event\)"):
+                await there(pool, call)
+
+        assert emitter.stats.accepted == 0
+
+
+async def test_a_thread_is_held_but_a_moment(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
+    """While there is room it waits for one turn of the loop, not for Rokt."""
+    sandbox.fail_next("silence")
+    async with emitter_for(sandbox, close_timeout=0) as emitter:
+        began = time.monotonic()
+        future = await there(pool, lambda: emitter.track_threadsafe(event()))
+
+        assert not future.done()
+        assert time.monotonic() - began < 10
