@@ -55,6 +55,18 @@ def test_encoding_by_hand_is_what_cattrs_says(made: PartnerEvent) -> None:
     assert list(orjson.loads(_wire.encode(made))) == list(made.to_dict())
 
 
+def test_metadata_is_written_once_and_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each event carries its own, however many others there were; memory is bounded."""
+    monkeypatch.setattr(_wire, "_MAX_WRITTEN", 3)
+    monkeypatch.setattr(_wire, "_written", {})
+    made = [event(metadata={"number": str(number)}).stamped(NOW) for number in range(10)]
+    for _ in range(2):
+        for one in made:
+            wire = json.loads(_wire.encode(one))
+            assert wire["metadata"] == [{"name": "number", "value": one.metadata[0].value}]
+            assert len(_wire._written) <= 3
+
+
 @given(events(), st.integers(-1500, 1500))
 def test_a_stamp_is_good_to_the_end_of_its_millisecond(made: PartnerEvent, microseconds: int) -> None:
     """There, the text that it has is what the wire has."""
