@@ -170,7 +170,8 @@ class FlushWorkers:
         self._context = context
         self.now = loop.time
         self._workers: dict[asyncio.Task[None], None] = {}  # In order: a set's would be by address.
-        self._wake_timer: asyncio.Handle | None = None
+        self.wake_timer: asyncio.Handle | None = None
+        """Wakes somebody for the oldest batch, if set; a batch that is opened later is not older."""
         self._wakes_at = math.inf  # Kept here: uvloop gives a handle without `when()` for what is due now.
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._is_stopping = False
@@ -196,11 +197,6 @@ class FlushWorkers:
         self._workers[task] = None
         task.add_done_callback(self._on_worker_done)
 
-    @property
-    def is_armed(self) -> bool:
-        """Whether somebody wakes for the oldest batch; the one that was opened last is not older."""
-        return self._wake_timer is not None
-
     def arm(self) -> None:
         """Sees to it that somebody wakes when the next batch falls due."""
         if len(self._workers) >= self._max_concurrency:
@@ -211,15 +207,15 @@ class FlushWorkers:
             self._wake_at(max(due_at, self.now()))
 
     def _wake_at(self, when: float) -> None:
-        if self._wake_timer is not None:
+        if self.wake_timer is not None:
             if self._wakes_at <= when:
                 return
-            self._wake_timer.cancel()
+            self.wake_timer.cancel()
         self._wakes_at = when
-        self._wake_timer = self._loop.call_at(when, self._on_due, context=self._context)
+        self.wake_timer = self._loop.call_at(when, self._on_due, context=self._context)
 
     def _on_due(self) -> None:
-        self._wake_timer = None
+        self.wake_timer = None
         self.start_one()
 
     def _on_worker_done(self, task: asyncio.Task[None]) -> None:
@@ -240,10 +236,10 @@ class FlushWorkers:
 
     def _stop_timers(self) -> None:
         """Nothing wakes any more."""
-        for timer in (self._wake_timer, self._sweep_timer):
+        for timer in (self.wake_timer, self._sweep_timer):
             if timer is not None:
                 timer.cancel()
-        self._wake_timer = self._sweep_timer = None
+        self.wake_timer = self._sweep_timer = None
 
     async def stop(self) -> None:
         """Interrupts back-offs and requests, and gives all that is pending its outcome.

@@ -363,8 +363,9 @@ class Emitter:
             if self._when_full == "raise":
                 raise self._full_error()
             await self._ledger.wait_for_room(len(delivery.wire))
-            self._ledger.admit_granted(delivery, now=workers.now())
-            self._enqueue(workers, delivery)
+            now = workers.now()
+            self._ledger.admit_granted(delivery, now=now)
+            self._enqueue(workers, delivery, now=now)
         return delivery
 
     def track_nowait(self, event: PartnerEvent) -> Delivery:
@@ -466,10 +467,11 @@ class Emitter:
         now = self._clock()
         delivery = Delivery(loop=self._loop)
         if event.event_time is None:
-            if not self._stamp.since <= now < self._stamp.until:
-                self._stamp = _wire.Stamp.at(now)
-            delivery.event = event.stamped(now)
-            delivery.wire = _wire.encode(delivery.event, self._stamp.text)
+            stamp = self._stamp
+            if not stamp.since <= now < stamp.until:
+                stamp = self._stamp = _wire.Stamp.at(now)
+            delivery.event = event = event.stamped(now)
+            delivery.wire = _wire.encode(event, stamp.text)
         elif problems := time_problems(event.event_time, now=now):
             raise InvalidEventError(problems)
         else:
@@ -479,8 +481,9 @@ class Emitter:
 
     def _accept(self, workers: FlushWorkers, delivery: Delivery) -> bool:
         """Accepts the event if there is room, or to drop it if that was asked for. Whether it did."""
-        if self._ledger.admit_nowait(delivery, now=workers.now()):
-            self._enqueue(workers, delivery)
+        now = workers.now()
+        if self._ledger.admit_nowait(delivery, now=now):
+            self._enqueue(workers, delivery, now=now)
             return True
         self._ledger.check_size(len(delivery.wire))
         if self._when_full != "drop":
@@ -488,13 +491,13 @@ class Emitter:
         reason = "the queue was full"
         error = DeliveryFailedError(f"dropped: {reason}", event=delivery.event, reason=reason)
         self._observers.tell(self._observers.accepted, delivery)
-        self._ledger.drop(delivery, error, now=workers.now())
+        self._ledger.drop(delivery, error, now=now)
         return True
 
-    def _enqueue(self, workers: FlushWorkers, delivery: Delivery) -> None:
-        if self._batches.add(delivery.event.session_id, delivery, now=delivery.accepted_at):
+    def _enqueue(self, workers: FlushWorkers, delivery: Delivery, *, now: float) -> None:
+        if self._batches.add(delivery.event.session_id, delivery, now=now):
             workers.start_one()
-        elif not workers.is_armed:
+        elif workers.wake_timer is None:
             workers.arm()
         if self._observers.accepted:
             self._observers.tell(self._observers.accepted, delivery)

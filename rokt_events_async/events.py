@@ -151,12 +151,15 @@ class PartnerEvent:
                 raise InvalidEventError(problems)
             if type(event_type) is not EventType:
                 _warn_unknown(event_type)
-        _set_event_type(self, event_type)
-        _set_event_time(self, event_time)
-        _set_session_id(self, session_id)
-        _set_parent_guid(self, parent_guid)
-        _set_client_unique_id(self, client_unique_id)
-        _set_metadata(self, pairs)
+        draft: Any = self
+        _thaw(draft, "__class__", _EventDraft)
+        draft.event_type = event_type
+        draft.event_time = event_time
+        draft.session_id = session_id
+        draft.parent_guid = parent_guid
+        draft.client_unique_id = client_unique_id
+        draft.metadata = pairs
+        draft.__class__ = PartnerEvent
 
     @classmethod
     def impression(
@@ -260,13 +263,8 @@ class _EventDraft:
     __slots__ = ("client_unique_id", "event_time", "event_type", "metadata", "parent_guid", "session_id")
 
 
-# What writes past a frozen class, and faster than `object.__setattr__`: its slots themselves.
-_set_event_type: Final = vars(PartnerEvent)["event_type"].__set__
-_set_event_time: Final = vars(PartnerEvent)["event_time"].__set__
-_set_session_id: Final = vars(PartnerEvent)["session_id"].__set__
-_set_parent_guid: Final = vars(PartnerEvent)["parent_guid"].__set__
-_set_client_unique_id: Final = vars(PartnerEvent)["client_unique_id"].__set__
-_set_metadata: Final = vars(PartnerEvent)["metadata"].__set__
+_thaw: Final = object.__setattr__
+"""Past the class that forbids it: an event becomes a draft for as long as its fields are written."""
 
 
 def _plain_pairs(metadata: Metadata) -> tuple[NameValuePair, ...] | None:

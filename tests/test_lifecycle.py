@@ -158,7 +158,7 @@ async def test_two_that_are_due_at_once() -> None:
         workers._wake_at(now)
         workers._wake_at(now - 1)
 
-        assert workers.is_armed
+        assert workers.wake_timer is not None
         await emitter.deliver(event())
 
 
