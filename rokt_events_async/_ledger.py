@@ -156,6 +156,7 @@ class Ledger:
         delivery.accepted_at = now
         self.outcomes[error.outcome] += 1
         delivery.settle(error)
+        self._observers.tell(self._observers.accepted, delivery)
         self._observers.tell(self._observers.undelivered, delivery, error)
 
     def settle_delivered(

@@ -29,8 +29,11 @@ _log: Final = logging.getLogger("rokt_events_async")
 _GRACE: Final = 1.0
 """Seconds that the handler of undelivered events has beyond the deadline of a close."""
 
-_MAX_WAITING: Final = 10_000
-"""Errors that wait for it at most; further ones are counted, but not handed over: memory is bounded."""
+_MAX_BEHIND: Final = 10_000
+"""By how many errors it may be behind, and still be handed all that a close ends at once.
+
+Beyond that and `max_pending` they are counted, but not handed over: memory is bounded.
+"""
 
 Hooks = tuple[tuple[Observer, Callable[..., object]], ...]
 
@@ -105,15 +108,17 @@ class UndeliveredHandler(Observer):
 
     Args:
         handle: The application's callable; what it returns is awaited, if it can be.
+        max_pending: How many events a close can end at once.
 
     Raises:
         InvalidSettingError: It is not callable.
     """
 
-    def __init__(self, handle: OnUndelivered) -> None:
+    def __init__(self, handle: OnUndelivered, *, max_pending: int) -> None:
         if not callable(handle):
             raise InvalidSettingError(f"on_undelivered must be callable with a DeliveryError, got {handle!r}")
         self._handle = handle
+        self._max_waiting = _MAX_BEHIND + max_pending
         self._todo: deque[DeliveryError] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._context: Context | None = None
@@ -126,12 +131,12 @@ class UndeliveredHandler(Observer):
         self._loop, self._context = loop, context
 
     def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
-        if len(self._todo) >= _MAX_WAITING:
+        if len(self._todo) >= self._max_waiting:
             self._passed_over += 1
             if self._passed_over == 1:
                 _log.error(
                     "on_undelivered is too slow: %d errors wait for it, and further ones are not handed over",
-                    _MAX_WAITING,
+                    self._max_waiting,
                 )
             return
         self._todo.append(error)

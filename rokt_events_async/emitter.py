@@ -166,7 +166,9 @@ class Emitter:
         self._random = _random
         self._transport = _transport
         self._batches: Batches[Delivery] = Batches(max_batch_size=max_batch_size, interval=interval)
-        self._handler = None if on_undelivered is None else UndeliveredHandler(on_undelivered)
+        self._handler: UndeliveredHandler | None = None
+        if on_undelivered is not None:
+            self._handler = UndeliveredHandler(on_undelivered, max_pending=self._max_pending)
         everybody = (LoggingObserver(),) if observers is None else observers
         self._observers = Observers(everybody, self._handler)
         self._ledger = Ledger(
@@ -490,7 +492,6 @@ class Emitter:
             return False
         reason = "the queue was full"
         error = DeliveryFailedError(f"dropped: {reason}", event=delivery.event, reason=reason)
-        self._observers.tell(self._observers.accepted, delivery)
         self._ledger.drop(delivery, error, now=now)
         return True
 

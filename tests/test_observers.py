@@ -172,6 +172,34 @@ async def test_the_account_is_up_to_date_when_they_are_told(sandbox: Sandbox) ->
     assert seen == [(1, 1), (2, 2), (2, 0), (2, 0)]
 
 
+async def test_so_it_is_with_what_is_dropped(sandbox: Sandbox) -> None:
+    """It was never pending."""
+    seen: list[tuple[int, int, int]] = []
+
+    class Looks(Observer):
+        def on_accepted(self, delivery: Delivery) -> None:
+            seen.append((emitter.stats.accepted, emitter.stats.pending, emitter.stats.failed))
+
+    async with emitter_for(sandbox, observers=[Looks()], max_pending=1, when_full="drop") as emitter:
+        await emitter.track(event())
+        await emitter.track(event())
+
+    assert seen == [(1, 1, 0), (2, 1, 1)]
+
+
+async def test_a_close_hands_over_all_that_it_ends() -> None:
+    """However many events were pending."""
+    handled: list[DeliveryError] = []
+    async with Sandbox(faults={503: 1.0}) as sandbox:
+        emitter = emitter_for(sandbox, max_pending=25_000, observers=[], on_undelivered=handled.append)
+        await emitter.start()
+        for number in range(25_000):
+            emitter.track_nowait(event(f"s{number % 2000}"))
+        report = await emitter.aclose(0)
+
+    assert len(handled) == len(report.undelivered) == 25_000
+
+
 async def test_an_observer_may_track(sandbox: Sandbox) -> None:
     """Say, to send again what failed, once."""
 
@@ -517,7 +545,7 @@ async def test_a_handler_that_is_too_slow(
     sandbox: Sandbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory is bounded: beyond that errors are counted, not kept."""
-    monkeypatch.setattr("rokt_events_async._observing._MAX_WAITING", 3)
+    monkeypatch.setattr("rokt_events_async._observing._MAX_BEHIND", 2)
     handled: list[DeliveryError] = []
 
     async def handle(error: DeliveryError) -> None:
