@@ -39,7 +39,7 @@ from rokt_events_async import _retry, _wire
 from rokt_events_async._answers import Meaning, NoReply, Rejected, Reply, Told, attribute, judge
 from rokt_events_async._batching import Batches, Session
 from rokt_events_async._ledger import Ledger
-from rokt_events_async._observing import Observers
+from rokt_events_async._observing import Observers, log
 from rokt_events_async._transport import Request, Transport
 from rokt_events_async.errors import (
     ApiError,
@@ -54,8 +54,6 @@ from rokt_events_async.events import MAX_AGE, is_expired
 from rokt_events_async.observers import RequestReport, RetryReport
 from rokt_events_async.outcomes import Delivery
 from rokt_events_async.settings import Credentials, RetryPolicy
-
-_log: Final = logging.getLogger("rokt_events_async")
 
 _MAX_REFUSALS: Final = 16
 """Refusals in a row after which requests are no longer halved, until the next 2xx.
@@ -347,8 +345,8 @@ class FlushWorkers:
                 parts.pop()
                 parts.extend(reversed(part.halves))
         except Exception as fault:  # noqa: BLE001 -- whatever the fault, its events are to be settled
-            _log_fault(fault)
             self._interrupt(parts, "a fault in the library, see the log")
+            _log_fault(fault)
         except BaseException:  # Cancelled; or an exit, which is to end the program.
             self._interrupt(parts, "the emitter was closed")
             raise
@@ -523,7 +521,8 @@ class FlushWorkers:
         errors = self._read_errors(reply)
         if not self._has_warned_of_credentials:
             self._has_warned_of_credentials = True
-            _log.error("%s%s; no event can be delivered with them", reason, _in_words(errors))
+            text = "%s%s; no event can be delivered with them"
+            log(logging.ERROR, text, reason, _in_words(errors))
         error = DeliveryUnconfirmedError if part.is_lost else CredentialsRefusedError
         for delivery in part.deliveries:
             self._end(part, delivery, error, reason, errors)
@@ -599,9 +598,8 @@ _LEADS: Final[dict[type[DeliveryError], str]] = {
 def _log_fault(fault: BaseException) -> None:
     """Where it happened and what it is, but not its text: that may be anybody's, headers included."""
     where = "".join(traceback.format_tb(fault.__traceback__))
-    _log.error(
-        "a flush worker died of a fault, its events have been settled: %s\n%s", type(fault).__name__, where
-    )
+    text = "a flush worker died of a fault, its events have been settled: %s\n%s"
+    log(logging.ERROR, text, type(fault).__name__, where)
 
 
 def _time(delivery: Delivery) -> datetime:

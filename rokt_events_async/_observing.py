@@ -29,6 +29,9 @@ _log: Final = logging.getLogger("rokt_events_async")
 _GRACE: Final = 1.0
 """Seconds that the handler of undelivered events has beyond the deadline of a close."""
 
+_RESTART: Final = 0.1
+"""Seconds after which it goes on when its task was cancelled from outside."""
+
 _MAX_BEHIND: Final = 10_000
 """By how many errors it may be behind, and still be handed all that a close ends at once.
 
@@ -54,16 +57,29 @@ class Observers:
         self.undelivered = _hooks(everybody, "on_undelivered")
         self.closed = _hooks(everybody, "on_closed")
         self._blamed: set[int] = set()
+        self._is_leaving = False
 
     def tell(self, hooks: Hooks, *what: object) -> None:
-        """Calls those hooks. The first thing that an observer raises is logged."""
+        """Calls those hooks. The first thing that an observer raises is logged; an exit waits a turn."""
         for observer, hook in hooks:
             try:
                 hook(*what)
-            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- whatever it may be
+            except (KeyboardInterrupt, SystemExit) as leaving:
+                self._leave(leaving)
+            except BaseException as error:  # noqa: BLE001 -- whatever it may be, a test's `fail()` included
                 if id(observer) not in self._blamed:
                     self._blamed.add(id(observer))
                     log_raised(f"{type(observer).__name__}.{getattr(hook, '__name__', '?')}", error)
+
+    def _leave(self, leaving: BaseException) -> None:
+        """Ends the program, as an observer wants it: by the loop, when the account is in order, and once.
+
+        What then ends all tasks will be told of as well, and is not to be ended itself.
+        """
+        if not self._is_leaving:
+            self._is_leaving = True
+            with contextlib.suppress(RuntimeError):  # No loop runs: it has ended already.
+                asyncio.get_running_loop().call_soon(_raise, leaving)
 
 
 def _check_observers(observers: Iterable[Observer]) -> tuple[Observer, ...]:
@@ -91,6 +107,16 @@ def _hooks(observers: Iterable[Observer], name: str) -> Hooks:
     )
 
 
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+def log(level: int, text: str, *values: object) -> None:
+    """Logs, whatever the application's filters and handlers raise: no event's outcome depends on them."""
+    with contextlib.suppress(Exception):
+        _log.log(level, text, *values, stacklevel=2)
+
+
 def log_raised(who: str, error: BaseException) -> None:
     """What the application's own code raised: once, for it may happen with every event.
 
@@ -98,9 +124,8 @@ def log_raised(who: str, error: BaseException) -> None:
     """
     where = "".join(traceback.format_tb(error.__traceback__))
     what = "".join(traceback.format_exception_only(error)).strip()
-    _log.error(
-        "%s raised, which is logged once and changes nothing about the events: %s\n%s", who, what, where
-    )
+    text = "%s raised, which is logged once and changes nothing about the events: %s\n%s"
+    log(logging.ERROR, text, who, what, where)
 
 
 class UndeliveredHandler(Observer):
@@ -123,6 +148,7 @@ class UndeliveredHandler(Observer):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._context: Context | None = None
         self._task: asyncio.Task[None] | None = None
+        self._is_finishing = False
         self._has_raised = False
         self._passed_over = 0
 
@@ -134,10 +160,10 @@ class UndeliveredHandler(Observer):
         if len(self._todo) >= self._max_waiting:
             self._passed_over += 1
             if self._passed_over == 1:
-                _log.error(
-                    "on_undelivered is too slow: %d errors wait for it, and further ones are not handed over",
-                    self._max_waiting,
+                text = (
+                    "on_undelivered is too slow: %d errors wait for it, and further ones are not handed over"
                 )
+                log(logging.ERROR, text, self._max_waiting)
             return
         self._todo.append(error)
         self._see_to_it()
@@ -153,20 +179,26 @@ class UndeliveredHandler(Observer):
 
     def _on_done(self, _task: asyncio.Task[None]) -> None:
         self._task = None
+        if self._todo and self._loop is not None and not self._is_finishing:
+            # Cancelled from outside, perhaps at the loop's end: nothing new right now.
+            self._loop.call_later(_RESTART, self._see_to_it)
 
     async def _work(self) -> None:
         while self._todo:
+            error = self._todo.popleft()
             try:
-                result = self._handle(self._todo[0])
+                result = self._handle(error)
                 if inspect.isawaitable(result):
                     await result
-            except (Exception, asyncio.CancelledError) as raised:
+            except (KeyboardInterrupt, SystemExit, GeneratorExit):
+                raise
+            except BaseException as raised:
                 if _is_cancelled():
+                    self._todo.appendleft(error)
                     raise
                 if not self._has_raised:
                     self._has_raised = True
                     log_raised("on_undelivered", raised)
-            self._todo.popleft()
             await asyncio.sleep(0)
 
     async def idle(self) -> None:
@@ -179,6 +211,7 @@ class UndeliveredHandler(Observer):
     async def finish(self) -> None:
         """Gives it a last moment for what is left, and then interrupts it. Cancelled, it takes no longer."""
         idle = asyncio.ensure_future(self.idle())
+        self._is_finishing = True
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait([idle], timeout=_GRACE)
         idle.cancel()
@@ -187,7 +220,7 @@ class UndeliveredHandler(Observer):
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait([idle])
         if left := len(self._todo) + self._passed_over:
-            _log.error("closed with %d undelivered events that on_undelivered has not handled", left)
+            log(logging.ERROR, "closed with %d undelivered events that on_undelivered has not handled", left)
 
 
 def _is_cancelled() -> bool:

@@ -11,6 +11,10 @@ wrong is a `NoReply`, and whether the request had gone out stands in `Request.we
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import sys
+import weakref
 from http.cookies import BaseCookie, SimpleCookie
 from typing import Any, Final, Protocol
 
@@ -56,7 +60,8 @@ class Request(payload.Payload):
     def hang_up(self) -> None:
         """Drops the connection at once, with what the peer has not read; `close` would wait for that."""
         if self._transport is not None:
-            self._transport.abort()
+            with contextlib.suppress(RuntimeError):  # The loop is closed, and takes nothing any more.
+                self._transport.abort()
 
     @property
     def body(self) -> bytes:
@@ -134,6 +139,7 @@ class HttpTransport:
         # As defaults of a session of our own they need not be merged for each request.
         self._headers = headers if session else None
         self._session = session or _make_session(connections, headers)
+        _alive.add(self)
 
     async def post(self, request: Request) -> Reply | NoReply:
         """Sends the body, once. A connection found closed before anything was written does not count."""
@@ -188,6 +194,24 @@ class HttpTransport:
         """Closes the session, if it is its own."""
         if self._is_ours:
             await self._session.close()
+
+    def abandon(self) -> None:
+        """Leaves its own connections to the parent of a fork, and is of no use any more."""
+        if self._is_ours and isinstance(self._session.connector, _Connector):
+            self._session.connector.is_abandoned = True
+            self._session.detach()
+
+
+_alive: Final[weakref.WeakSet[HttpTransport]] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for transport in _alive:
+        transport.abandon()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Exchange:
@@ -248,6 +272,20 @@ class _Timeouts:
             first.time_out()
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Closes nothing in the child of a fork.
+
+    There it would take its connections out of the system's list of what the loop listens to, which a child
+    shares with its parent; and the parent would never hear of an answer again.
+    """
+
+    is_abandoned = False
+
+    def __del__(self, *modules: Any) -> None:
+        if not self.is_abandoned:
+            super().__del__(*modules)
+
+
 class _NoCookies(aiohttp.DummyCookieJar):
     """aiohttp's own jar for none makes a new, empty set of them for each request."""
 
@@ -260,7 +298,7 @@ class _NoCookies(aiohttp.DummyCookieJar):
 def _make_session(connections: int, headers: CIMultiDict[str]) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         headers=headers,
-        connector=aiohttp.TCPConnector(limit=connections),
+        connector=_Connector(limit=connections),
         cookie_jar=_NoCookies(),
         timeout=_NO_TIMEOUT,
         trust_env=False,

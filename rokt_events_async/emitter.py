@@ -33,7 +33,7 @@ from rokt_events_async import _retry, _threads, _wire
 from rokt_events_async._batching import Batches
 from rokt_events_async._flush import FlushWorkers
 from rokt_events_async._ledger import Ledger, closed_error
-from rokt_events_async._observing import Observers, OnUndelivered, UndeliveredHandler
+from rokt_events_async._observing import Observers, OnUndelivered, UndeliveredHandler, log
 from rokt_events_async._transport import HttpTransport, Transport
 from rokt_events_async.errors import (
     DeliveryFailedError,
@@ -60,8 +60,6 @@ from rokt_events_async.settings import (
 )
 
 WhenFull = Literal["wait", "raise", "drop"]
-
-_log: Final = logging.getLogger("rokt_events_async")
 
 _MAX_CONCURRENCY: Final = 1024
 _MIB: Final = 1024 * 1024
@@ -174,6 +172,7 @@ class Emitter:
         self._ledger = Ledger(
             max_pending=max_pending, max_pending_bytes=max_pending_bytes, observers=self._observers
         )
+        self._listeners: _threads.Listeners[Receipt] = _threads.Listeners(_outcome_lost_error)
         self._state = "new"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process = _this_process
@@ -318,11 +317,14 @@ class Emitter:
             await self._handler.finish()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait((settled, hurried))
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._listeners.idle()
         await self._close_transport()
         self._state = "closed"
         report = self._ledger.report()
         if report.undelivered:
-            _log.warning("closed with %d events undelivered: %r", len(report.undelivered), report)
+            text = "closed with %d events undelivered: %r"
+            log(logging.WARNING, text, len(report.undelivered), report)
         self._observers.tell(self._observers.closed, report)
         return report
 
@@ -338,7 +340,7 @@ class Emitter:
         except asyncio.CancelledError:
             pass  # Everything is settled; what is left is between the connections and the loop.
         except Exception as error:  # noqa: BLE001 -- nothing about the events depends on it
-            _log.error("the connections could not be closed: %s", type(error).__name__)
+            log(logging.ERROR, "the connections could not be closed: %s", type(error).__name__)
 
     # Events.
 
@@ -398,13 +400,14 @@ class Emitter:
     def track_threadsafe(self, event: PartnerEvent) -> concurrent.futures.Future[Receipt]:
         """Accepts one event from any thread, as `track` does from the emitter's own loop.
 
-        It returns once the event is accepted, and holds the calling thread while the queue is full. On the
-        loop's own thread, which it must not hold, it returns at once, and what it would have raised or
-        waited for is the future's.
+        It returns once the event is accepted, and holds the calling thread while the queue is full. The
+        loop's own thread it must not hold: there it is `track_nowait`, and a full queue a `QueueFullError`.
+        Not for handlers of `signal.signal`, which may come in the middle of the emitter's own work.
 
         Returns:
-            The outcome: `result()` returns the receipt or raises what became of the event. Cancelling it
-            detaches the caller, and the event is still sent.
+            The outcome: `result()` returns the receipt or raises what became of the event, or a
+            `WrongContextError` if the loop ended before that was known. Cancelling it detaches the caller,
+            and the event is still sent.
 
         Raises:
             InvalidEventError, QueueFullError, EmitterNotStartedError, EmitterClosedError: As `track`.
@@ -413,16 +416,12 @@ class Emitter:
         loop = self._check_reachable()
         if isinstance(event, PartnerEvent):
             event = event.stamped(self._clock())
-        outcome: concurrent.futures.Future[Receipt] = concurrent.futures.Future()
-        tracking = self._track_for(outcome, event)
         if asyncio._get_running_loop() is loop:
-            _threads.run_here(tracking, loop, outcome)
-            return outcome
+            return self._listeners.follow(self.track_nowait(event))
         try:
-            _threads.run_there(tracking, loop, is_running=loop.is_running)
+            return _threads.run_there(self._track_for_thread(event), loop, is_running=loop.is_running)
         except _threads.LoopGoneError:
-            raise _loop_gone_error() from None
-        return outcome
+            raise _loop_gone_error(loop) from None
 
     def _check_reachable(self) -> asyncio.AbstractEventLoop:
         """That the emitter's loop runs, in whatever thread of this process."""
@@ -434,12 +433,11 @@ class Emitter:
         if self._process is not _this_process:
             raise WrongContextError(_describe_context(self._process, self._loop))
         if not self._loop.is_running():
-            raise _loop_gone_error()
+            raise _loop_gone_error(self._loop)
         return self._loop
 
-    async def _track_for(self, outcome: concurrent.futures.Future[Receipt], event: PartnerEvent) -> None:
-        """Tracks for another thread, and sees to it that its future learns the outcome."""
-        _threads.follow(await self.track(event), outcome)
+    async def _track_for_thread(self, event: PartnerEvent) -> concurrent.futures.Future[Receipt]:
+        return self._listeners.follow(await self.track(event))
 
     async def flush(self) -> None:
         """Sends what is queued now, without waiting out the interval.
@@ -587,9 +585,17 @@ def _not_started_error() -> EmitterNotStartedError:
     return EmitterNotStartedError("the emitter is not started: use `async with emitter`, or `await start()`")
 
 
-def _loop_gone_error() -> WrongContextError:
+def _loop_gone_error(loop: asyncio.AbstractEventLoop) -> WrongContextError:
+    what = "has cancelled this call" if loop.is_running() else "does not run"
     return WrongContextError(
-        "the event loop in which the emitter was started does not run: the event was not accepted"
+        f"the event loop in which the emitter was started {what}: the event was not accepted"
+    )
+
+
+def _outcome_lost_error() -> WrongContextError:
+    return WrongContextError(
+        "the event loop in which the emitter was started has ended before the event's outcome was known: "
+        "close the emitter before its loop ends"
     )
 
 

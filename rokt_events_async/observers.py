@@ -163,7 +163,7 @@ class LoggingObserver(Observer):
         return suppressed
 
     def _write(self, delivery: Delivery, error: DeliveryError, suppressed: int) -> None:
-        event_type = str(delivery.event.event_type)
+        event_type = _plain(str(delivery.event.event_type))
         codes = error_codes(error)
         fields: dict[str, Any] = {
             "rokt_outcome": error.outcome,
@@ -190,5 +190,10 @@ def error_codes(error: DeliveryError) -> tuple[str, ...]:
     """The API's codes for what it refused: a few, and short, whatever the server wrote."""
     if not isinstance(error, EventRejectedError):
         return ()
-    codes = dict.fromkeys(problem.code[:_MAX_CODE_LENGTH] for problem in error.errors if problem.code)
+    codes = dict.fromkeys(_plain(problem.code) for problem in error.errors if problem.code)
     return tuple(codes)[:_MAX_CODES]
+
+
+def _plain(text: str) -> str:
+    """What others wrote, short, and on one line whatever is in it."""
+    return text[:_MAX_CODE_LENGTH].encode("unicode_escape").decode("ascii")

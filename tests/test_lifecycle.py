@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib.util
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from rokt_events_async import (
 )
 from rokt_events_async import emitter as emitter_module
 from rokt_events_async.sandbox import Sandbox
-from tests.samples import CREDENTIALS, event
+from tests.samples import CREDENTIALS, event, missing
 
 
 def emitter_for(sandbox: Sandbox, **settings: Any) -> Emitter:
@@ -285,6 +286,45 @@ def test_after_a_fork() -> None:
 
     assert out == "['fresh', 'parent']\n", err
     assert status == 0
+
+
+@pytest.mark.parametrize("run", ["asyncio.run", "uvloop.run"])
+def test_a_child_that_drops_what_it_inherited(run: str) -> None:
+    """Whatever becomes of it there, the parent goes on over its connection, and nothing is sent twice."""
+    if run == "uvloop.run" and importlib.util.find_spec("uvloop") is None:
+        missing("uvloop is not installed")
+    with Sandbox() as sandbox:
+        status, out, err = run_script(
+            f"""
+            import asyncio, gc, os
+            from rokt_events_async import Credentials, Emitter, PartnerEvent
+
+            def event(name):
+                return PartnerEvent.viewed(session_id=name, parent_guid="p", client_unique_id="c")
+
+            async def main():
+                global emitter
+                emitter = Emitter(Credentials("rpub-sandbox", "rsec-sandbox", "1234567890"),
+                                  endpoint="{sandbox.url}", request_timeout=3.0)
+                await emitter.start()
+                await emitter.deliver(event("before"))
+                pid = os.fork()
+                if pid == 0:
+                    del emitter
+                    gc.collect()
+                    os._exit(0)
+                os.waitpid(pid, 0)
+                print((await emitter.deliver(event("after"))).attempts)
+                await emitter.aclose()
+
+            {"import uvloop" if "uvloop" in run else ""}
+            {run}(main())
+            """
+        )
+
+    assert (status, out) == (0, "1\n"), err
+    assert err == ""
+    assert [one["sessionId"] for one in sandbox.events] == ["before", "after"]
 
 
 # Ends that nobody planned.

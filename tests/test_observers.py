@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import pickle
-from datetime import UTC
+from datetime import UTC, timedelta
 from typing import Any
 
 import pytest
@@ -29,7 +29,7 @@ from rokt_events_async import (
 from rokt_events_async._observing import Observers
 from rokt_events_async.errors import ApiError
 from rokt_events_async.sandbox import Sandbox
-from tests.samples import CREDENTIALS, event
+from tests.samples import CREDENTIALS, Clock, event
 
 
 def emitter_for(sandbox: Sandbox, **settings: Any) -> Emitter:
@@ -90,12 +90,23 @@ async def test_the_way_of_an_event(sandbox: Sandbox) -> None:
     assert (first.status, first.attempt, first.problem) == (503, 1, None)
     assert (second.status, second.attempt, second.endpoint) == (200, 2, sandbox.url)
     assert first.size == len(sandbox.requests[0].body)
-    assert 0 <= first.duration < 1
     assert first.started_at.tzinfo is UTC
     (retry,) = diary.of("retry")
     assert (retry.deliveries, retry.attempts, retry.status, retry.reason) == ((delivery,), 1, 503, "HTTP 503")
     assert 1 <= retry.wait <= 2
     assert diary.of("closed") == [DrainReport()]
+
+
+async def test_a_request_takes_its_time() -> None:
+    """From its beginning to its end, in seconds of the loop's clock; the emitter's own clock says when."""
+    diary, clock = Diary(), Clock()
+    async with Sandbox(latency=0.5, clock=clock) as sandbox:
+        async with emitter_for(sandbox, observers=[diary], _clock=clock) as emitter:
+            await emitter.deliver(event())
+
+    (request,) = diary.of("request")
+    assert 0.5 <= request.duration < 0.6
+    assert clock() - request.started_at == timedelta(seconds=request.duration)
 
 
 async def test_a_request_without_an_answer(sandbox: Sandbox) -> None:
@@ -244,19 +255,81 @@ async def test_what_an_observer_raises_is_logged_once(
     assert "ValueError: an observer's own fault" in records[0].getMessage()
 
 
-async def test_what_leaves_the_program_leaves_it(sandbox: Sandbox) -> None:
-    """An observer that exits is obeyed."""
+@pytest.mark.parametrize("leaving", [SystemExit, KeyboardInterrupt])
+def test_what_leaves_the_program_leaves_it(leaving: type[BaseException]) -> None:
+    """An observer that exits is obeyed, when the account is in order: everything accepted has its outcome."""
+    kept: list[Emitter] = []
 
     class Exits(Observer):
-        def on_accepted(self, delivery: Delivery) -> None:
-            raise SystemExit(3)
+        def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
+            raise leaving
 
-    async with emitter_for(sandbox, observers=[Exits()]) as emitter:
-        with pytest.raises(SystemExit):
-            await emitter.track(event())
-        await emitter.flush()
+    async def live() -> None:
+        async with (
+            Sandbox(faults={404: 1.0}) as sandbox,
+            emitter_for(sandbox, observers=[Exits()]) as emitter,
+        ):
+            kept.append(emitter)
+            for index in range(10):
+                await emitter.track(event(f"s{index % 3}"))
+            await asyncio.sleep(20)
 
-        assert emitter.stats.delivered == 1
+    with pytest.raises(leaving):
+        asyncio.run(live())
+    assert (kept[0].stats.accepted, kept[0].stats.pending) == (10, 0)
+    assert "closed" in repr(kept[0])
+
+
+@pytest.mark.parametrize("handled", [False, True])
+async def test_a_test_that_fails_in_the_middle(handled: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """`pytest.fail`, or whatever is no `Exception`: logged once, everything settled, and closed in time."""
+
+    def fail(error: DeliveryError) -> None:
+        calls.append(error)
+        pytest.fail("planned")
+
+    class Fails(Observer):
+        def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
+            fail(error)
+
+    calls: list[DeliveryError] = []
+    async with Sandbox(faults={503: 1.0}) as sandbox:
+        settings: dict[str, Any] = (
+            {"observers": [], "on_undelivered": fail} if handled else {"observers": [Fails()]}
+        )
+        emitter = emitter_for(sandbox, **settings)
+        await emitter.start()
+        for index in range(9):
+            await emitter.track(event(f"s{index % 2}"))
+        report = await emitter.aclose(0.1)
+
+    assert len(report.undelivered) == len(calls) == 9
+    assert emitter.stats.pending == 0
+    assert caplog.text.count("which is logged once") == 1
+
+
+@pytest.mark.parametrize("script", [[404], [401], ["reset-after", 422, 503]])
+async def test_logging_that_raises(script: list[Any]) -> None:
+    """A filter of the application's that is broken: every event has its outcome all the same."""
+
+    class Broken(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            raise KeyError("redaction")
+
+    logger, broken = logging.getLogger("rokt_events_async"), Broken()
+    logger.addFilter(broken)
+    try:
+        async with Sandbox(script=script, faults={503: 1.0}) as sandbox:
+            emitter = emitter_for(sandbox)
+            await emitter.start()
+            for index in range(6):
+                await emitter.track(event(f"s{index % 2}"))
+            await emitter.aclose(0.5)
+    finally:
+        logger.removeFilter(broken)
+
+    assert (emitter.stats.accepted, emitter.stats.pending) == (6, 0)
+    assert emitter.stats.unconfirmed + emitter.stats.failed + emitter.stats.rejected == 6
 
 
 @pytest.mark.parametrize(
@@ -331,6 +404,23 @@ def test_a_record_has_the_reason_and_no_payload(caplog: pytest.LogCaptureFixture
         "rokt_suppressed": 0,
     }
     assert "parent-" not in json.dumps(fields)
+
+
+def test_what_others_wrote_is_short_and_on_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Event types come from the application, codes from the server."""
+    codes = [f"Code{number}\nERROR root: forged" + "x" * 100 for number in range(9)]
+    with pytest.warns(UserWarning, match="event type"):
+        forged = event(event_type="Signal\nERROR root: forged" + "x" * 100)
+    error = EventRejectedError(
+        "made up", event=forged, errors=tuple(ApiError(code, "") for code in codes), reason="HTTP 207"
+    )
+    told(LoggingObserver(), error)
+
+    (record,) = caplog.records
+    assert "\n" not in record.getMessage()
+    assert record.getMessage().startswith("Signal\\nERROR root: forgedxxx")
+    assert len(vars(record)["rokt_error_codes"]) == 5
+    assert all(len(code) <= 70 for code in vars(record)["rokt_error_codes"])
 
 
 def test_a_flood_is_held_back(caplog: pytest.LogCaptureFixture) -> None:
@@ -536,7 +626,9 @@ async def test_a_handler_whose_task_was_cancelled(sandbox: Sandbox) -> None:
         (task,) = [task for task in asyncio.all_tasks() if task.get_name() == "rokt-events-undelivered"]
         task.cancel()
         await asyncio.wait([task])
+        await asyncio.sleep(0.5)  # It goes on by itself, though nothing else happens.
 
+        assert len(calls) == 2
     assert len(calls) == 2
     assert calls[0] is calls[1]
 

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any, TypeVar
+from unittest import mock
 
 import pytest
 
 from rokt_events_async import (
     Delivery,
     DeliveryFailedError,
+    DeliveryUnconfirmedError,
     Emitter,
     EmitterClosedError,
     EmitterNotStartedError,
     InvalidEventError,
     Observer,
+    PartnerEvent,
     QueueFullError,
     Receipt,
     WrongContextError,
@@ -96,22 +101,25 @@ async def test_what_is_refused_is_raised_at_once(sandbox: Sandbox, pool: ThreadP
     assert emitter.stats.accepted == 1
 
 
-async def test_the_moment_is_that_of_the_call(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
-    """However long it then waits for room."""
+async def test_the_moment_is_that_of_the_call(pool: ThreadPoolExecutor) -> None:
+    """However long the loop then takes to hear of it."""
     clock = Clock()
-    async with Sandbox(clock=clock) as at_that_time:
-        emitter = Emitter(at_that_time.credentials, endpoint=at_that_time.url, max_pending=1, _clock=clock)
-        async with emitter:
-            await emitter.track(event())
-            waiting = asyncio.get_running_loop().run_in_executor(
-                pool, emitter.track_threadsafe, event("later")
-            )
-            await asyncio.sleep(0.05)
-            clock.advance(seconds=30)
-            await emitter.flush()
-            await waiting
+    async with Sandbox(clock=clock) as sandbox:
+        async with emitter_for(sandbox, _clock=clock) as emitter:
+            called = threading.Event()
 
-    assert [one["eventTime"] for one in at_that_time.events] == ["2026-05-04T12:00:00.123Z"] * 2
+            def stamped(now: Any) -> Any:
+                called.set()
+                return PartnerEvent.stamped(first, now)
+
+            first = event()
+            second = mock.Mock(spec=first, stamped=stamped)
+            calling = asyncio.get_running_loop().run_in_executor(pool, emitter.track_threadsafe, second)
+            assert called.wait(20)  # Which holds the loop.
+            clock.advance(seconds=30)
+            await calling
+
+    assert [one["eventTime"] for one in sandbox.events] == ["2026-05-04T12:00:00.123Z"]
 
 
 async def test_a_full_queue_holds_the_thread(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
@@ -197,47 +205,45 @@ async def test_a_trace_goes_on_in_the_loop(sandbox: Sandbox, pool: ThreadPoolExe
 # On the loop's own thread, which it must not hold.
 
 
-async def test_on_the_loops_own_thread(sandbox: Sandbox) -> None:
-    """It returns at once, and the future brings what came of it, refusals too."""
-    async with emitter_for(sandbox, max_pending=2, when_full="raise") as emitter:
-        receipt = await asyncio.wrap_future(emitter.track_threadsafe(event()))
-        assert receipt.attempts == 1
+async def test_on_the_loops_own_thread(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
+    """It accepts or refuses at once, and another thread may wait for the outcome."""
+    async with emitter_for(sandbox, max_pending=2) as emitter:
+        future = emitter.track_threadsafe(event())
+        assert emitter.stats.accepted == 1
+        assert (await there(pool, lambda: future.result(20))).attempts == 1
         with pytest.raises(InvalidEventError):
-            await asyncio.wrap_future(emitter.track_threadsafe("no event"))  # type: ignore[arg-type]
-        futures = [emitter.track_threadsafe(event()) for _ in range(3)]
-        outcomes = await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
+            emitter.track_threadsafe("no event")  # type: ignore[arg-type]
+        futures = [emitter.track_threadsafe(event()) for _ in range(2)]
+        with pytest.raises(QueueFullError):
+            emitter.track_threadsafe(event())
 
-    assert [type(outcome) for outcome in outcomes] == [Receipt, Receipt, QueueFullError]
-
-
-async def test_cancelled_there_before_it_is_accepted(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
-    """The event is not accepted, whoever cancels, and nobody loses a place."""
-    async with emitter_for(sandbox, max_pending=1) as emitter:
-        sandbox.fail_next("slow")
-        await emitter.track(event())
-        by_loop, by_thread = emitter.track_threadsafe(event()), emitter.track_threadsafe(event())
-        await asyncio.sleep(0.05)
-        by_loop.cancel()
-        await there(pool, by_thread.cancel)
-        await emitter.flush()
-        assert isinstance(await emitter.deliver(event()), Receipt)
-
-        assert emitter.stats.accepted == 2
+    assert [future.result(0).attempts for future in futures] == [1, 1]  # Told when the close has returned.
+    assert emitter.stats.accepted == 3
 
 
-async def test_cancelled_after_its_loop_has_ended() -> None:
-    """There is nobody left to tell."""
-    outcome: Future[Receipt] = Future()
-    loop = asyncio.new_event_loop()
+async def test_nothing_of_it_is_left(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
+    """No task, once all outcomes are told; and there is one again for the next."""
+    async with emitter_for(sandbox) as emitter:
+        for _ in range(2):
+            futures = [emitter.track_threadsafe(event()) for _ in range(3)]
+            assert "rokt-events-threads" in {task.get_name() for task in asyncio.all_tasks()}
+            await asyncio.gather(*map(asyncio.wrap_future, futures))
+            await asyncio.sleep(0.01)
+            assert "rokt-events-threads" not in {task.get_name() for task in asyncio.all_tasks()}
 
-    async def hand_over() -> None:
-        threads_module.run_here(asyncio.sleep(0), loop, outcome)
-        await asyncio.sleep(0.01)
 
-    await asyncio.to_thread(loop.run_until_complete, hand_over())
-    loop.close()
+async def test_one_comes_when_all_others_have_just_been_told(sandbox: Sandbox) -> None:
+    """It is not forgotten, nor called lost."""
+    async with emitter_for(sandbox) as emitter:
+        source: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        first: Future[Any] = emitter._listeners.follow(source)
+        source.set_result("first")
+        more: list[Future[Any]] = []
+        source.add_done_callback(lambda _: more.append(emitter.track_threadsafe(event())))
+        await asyncio.sleep(0)
+        assert first.result(0) == "first"
 
-    assert outcome.cancel()
+        assert (await asyncio.wrap_future(more[0])).attempts == 1
 
 
 # Where there is nothing to hand over to.
@@ -285,19 +291,99 @@ def test_when_its_loop_has_ended() -> None:
 
 
 def test_when_its_loop_ends_meanwhile() -> None:
-    """Whoever waits for room is not left waiting for ever."""
+    """Whoever waits is not left waiting for ever, for room or for an outcome."""
     leave = threading.Event()
     emitter, thread = left_open(threading.Event(), leave)
     first = emitter.track_threadsafe(event())
     threading.Timer(0.2, leave.set).start()
 
-    with pytest.raises(WrongContextError, match="does not run: the event was not accepted"):
+    with pytest.raises(WrongContextError, match="has cancelled this call: the event was not accepted"):
         emitter.track_threadsafe(event())
+    with pytest.raises(WrongContextError, match="has ended before the event's outcome was known"):
+        first.result(20)
     thread.join()
 
-    assert emitter.stats.accepted == 1
-    assert not first.done() or first.exception() is not None
+    assert (emitter.stats.accepted, emitter.stats.pending) == (1, 1)
     emitter._state = "closed"
+
+
+def test_what_is_settled_as_the_loop_ends_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is cancelled with all others settles what it carries, and that is the outcome."""
+    sent = threading.Event()
+    tracked: list[Future[Receipt]] = []
+
+    async def live() -> None:
+        sandbox = Sandbox(script=["silence"], on_request=lambda _: sent.set())
+        await sandbox.start()
+        emitter = emitter_for(sandbox)
+        await emitter.start()
+        tracked.append(await asyncio.to_thread(emitter.track_threadsafe, event()))
+        await asyncio.to_thread(sent.wait, 20)
+        emitter._state = "closed"
+        assert emitter._transport is not None
+        monkeypatch.setattr(emitter._transport, "_is_ours", False)  # Nobody closes it: that is not the point.
+        kept.append(emitter._transport)
+
+    kept: list[Any] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        asyncio.run(live())
+        kept[0]._session.detach()
+        kept.clear()
+        gc.collect()
+
+    with pytest.raises(DeliveryUnconfirmedError):
+        tracked[0].result(0)
+
+
+async def test_cancelled_by_somebody_who_cancels_everything(
+    sandbox: Sandbox, pool: ThreadPoolExecutor
+) -> None:
+    """Whoever waits for room hears that the event was not accepted; the emitter works on."""
+    loop = asyncio.get_running_loop()
+    sandbox.fail_next("slow")
+    async with emitter_for(sandbox, max_pending=1) as emitter:
+        await emitter.track(event())
+        waiting = loop.run_in_executor(pool, emitter.track_threadsafe, event())
+        await asyncio.sleep(0.05)
+        (task,) = [
+            task
+            for task in asyncio.all_tasks()
+            if "_run() running" in repr(task) or "coro=<_run()" in repr(task)
+        ]
+        task.cancel()
+        with pytest.raises(WrongContextError, match="has cancelled this call"):
+            await waiting
+        await emitter.flush()
+
+        assert (await emitter.deliver(event())).attempts == 1
+    assert emitter.stats.accepted == 2
+
+
+def test_a_loop_that_stops_with_the_turn_in_which_it_was_accepted() -> None:
+    """Accepted is accepted: nobody is told otherwise, and tracks it again."""
+    loop = asyncio.new_event_loop()
+
+    async def accept() -> str:
+        loop.stop()
+        return "accepted"
+
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    assert threads_module.run_there(accept(), loop, is_running=loop.is_running) == "accepted"
+    thread.join()
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+
+
+def test_a_loop_that_never_came_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing complains of a coroutine that nobody has awaited."""
+    monkeypatch.setattr(threads_module, "_LOOK_AGAIN", 0.01)
+    loop = asyncio.new_event_loop()
+
+    with pytest.raises(threads_module.LoopGoneError):
+        threads_module.run_there(asyncio.sleep(0), loop, is_running=loop.is_running)
+    loop.close()
 
 
 def test_a_loop_that_is_stopped_and_not_closed(monkeypatch: pytest.MonkeyPatch) -> None:

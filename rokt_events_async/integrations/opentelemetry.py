@@ -13,7 +13,9 @@
 | `rokt.client.oldest_pending.age` | gauge, `s` | for how long the oldest of them is pending |
 
 All have `messaging.system` and its like; the first two `server.address` and `server.port`. `error.type`
-is left out where nothing went wrong; otherwise it is the API's own code, the HTTP status, or `no_answer`.
+is left out where nothing went wrong; otherwise it is the API's own code, the HTTP status, or `no_answer`; of
+an event also `not_sent` (dropped, or given up before there was a request) and `unreadable` (a 2xx that did
+not tell of it).
 
 A request is a span of kind client, `send server_events`, linked to the spans in which its events were
 tracked. It is a root: it carries events of many traces. Nothing of an event is in an attribute.
@@ -48,6 +50,8 @@ _OPERATION: Final = {
 _SECONDS: Final = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10]
 _EVENTS: Final = [1, 2, 3, 5, 10, 15, 20, 25]
 _NO_ANSWER: Final = "no_answer"
+_NOT_SENT: Final = "not_sent"
+_UNREADABLE: Final = "unreadable"
 _OTHER: Final = "_OTHER"
 _MAX_ERROR_TYPES: Final = 50
 """How many error codes are told apart: a server can make up any number, a backend cannot keep them."""
@@ -139,7 +143,7 @@ class OpenTelemetryObserver(Observer):
     def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
         self._pending.pop(delivery, None)
         codes = error_codes(error)
-        error_type = self._bounded(codes[0]) if codes else _error_type(error.status)
+        error_type = self._bounded(codes[0]) if codes else _why(error)
         self._outcomes.add(1, _OPERATION | {"rokt.outcome": error.outcome, "error.type": error_type})
 
     def _write_span(self, request: RequestReport, attributes: Attributes) -> None:
@@ -217,6 +221,15 @@ _DELIVERED: Final = _OPERATION | {"rokt.outcome": "delivered"}
 
 def _error_type(status: int | None) -> str:
     return _NO_ANSWER if status is None else str(status)
+
+
+def _why(error: DeliveryError) -> str:
+    """Of an event for which the API gave no code of its own."""
+    if error.attempts == 0:
+        return _NOT_SENT
+    if error.status is not None and 200 <= error.status <= 299:
+        return _UNREADABLE
+    return _error_type(error.status)
 
 
 def _nanoseconds(moment: datetime) -> int:

@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import cache
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -149,7 +149,7 @@ class Sandbox:
         self._waiting: dict[asyncio.Future[None], int] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._leave: Callable[[], object] | None = None
+        self._left: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._runner: web.AppRunner | None = None
         self._stopping: asyncio.Event | None = None
 
@@ -198,13 +198,18 @@ class Sandbox:
         await self.aclose()
 
     def __enter__(self) -> Self:
+        if self._thread is not None:
+            raise RuntimeError(f"the sandbox is serving already, at {self.url}")
         serving: concurrent.futures.Future[None] = concurrent.futures.Future()
-        self._thread = threading.Thread(target=asyncio.run, args=(self._live(serving),), name="rokt-sandbox")
+        self._left = concurrent.futures.Future()
+        self._thread = threading.Thread(
+            target=asyncio.run, args=(self._live(serving),), name="rokt-sandbox", daemon=True
+        )
         self._thread.start()
         try:
             serving.result()
-        except (OSError, RuntimeError):
-            self._thread.join()
+        except BaseException:  # Ctrl-C too
+            self._leave_thread()
             raise
         return self
 
@@ -214,22 +219,24 @@ class Sandbox:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._leave is not None
+        self._leave_thread()
+
+    def _leave_thread(self) -> None:
+        """Ends what `__enter__` began, however far that came."""
         assert self._thread is not None
-        self._leave()
+        self._left.set_result(None)
         self._thread.join()
+        self._thread = None
 
     async def _live(self, serving: concurrent.futures.Future[None]) -> None:
         """In a thread of its own, from `__enter__` to `__exit__`."""
-        left = asyncio.Event()
-        self._leave = partial(asyncio.get_running_loop().call_soon_threadsafe, left.set)
         try:
             await self.start()
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001 -- raised again in the thread that waits
             serving.set_exception(error)
             return
         serving.set_result(None)
-        await left.wait()
+        await asyncio.wrap_future(self._left)
         await self.aclose()
 
     @property

@@ -172,6 +172,20 @@ def test_the_oldest_is_told_while_others_come_and_go(backend: Backend) -> None:
     assert pending.moments == 0
 
 
+async def test_why_an_event_was_not_delivered(backend: Backend) -> None:
+    """The status, that there was no answer, that it was never sent, or that its answer did not tell."""
+    async with Sandbox(script=[404, "html"]) as sandbox:
+        settings: dict[str, Any] = {"max_pending": 1, "when_full": "drop", "flush_interval": 0}
+        async with emitter_for(sandbox, backend, **settings) as emitter:
+            for _ in range(2):
+                delivery = await emitter.track(event())
+                await emitter.track(event())  # One too many.
+                with pytest.raises(DeliveryError):
+                    await delivery
+
+    assert backend.values("rokt.client.outcomes", "error.type") == {"404": 1, "unreadable": 1, "not_sent": 2}
+
+
 def test_a_server_cannot_flood_the_backend_with_codes(backend: Backend) -> None:
     """Beyond fifty codes they are all called other."""
     loop = asyncio.new_event_loop()
@@ -192,7 +206,10 @@ def test_a_server_cannot_flood_the_backend_with_codes(backend: Backend) -> None:
 async def test_a_request_is_a_span_linked_to_its_calls(sandbox: Sandbox, backend: Backend) -> None:
     """One link for each span in which its events were tracked, none for events outside of any."""
     contexts = []
-    async with emitter_for(sandbox, backend) as emitter:
+    emitter = emitter_for(sandbox, backend)
+    with backend.tracer().start_as_current_span("the application begins"):
+        await emitter.start()
+    async with emitter:
         for count in (2, 1):
             with backend.tracer().start_as_current_span("checkout") as checkout:
                 contexts.append(checkout.get_span_context())

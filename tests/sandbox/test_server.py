@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import json
 import threading
 from datetime import UTC, datetime
@@ -257,6 +258,40 @@ def test_a_thread_that_cannot_serve() -> None:
         with pytest.raises(OSError, match="in use"), Sandbox(port=port):
             pass
         assert [thread.name for thread in threading.enumerate()].count("rokt-sandbox") == 1
+
+
+def test_a_thread_that_cannot_even_try() -> None:
+    """Whatever is wrong, nobody waits for ever."""
+    with pytest.raises(OverflowError), Sandbox(port=70_000):
+        pass
+    assert "rokt-sandbox" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_thread_for_what_serves_already() -> None:
+    """Refused, and it serves on; afterwards it may be started again."""
+    sandbox = Sandbox()
+    for _ in range(2):
+        with sandbox:
+            with pytest.raises(RuntimeError, match="serving already"), sandbox:
+                pass
+            assert "serving" in repr(sandbox)
+    assert "rokt-sandbox" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_ctrl_c_while_it_begins_to_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread is not left behind."""
+
+    original, here = concurrent.futures.Future.result, threading.current_thread()
+
+    def result(self: Any, timeout: float | None = None) -> Any:
+        if threading.current_thread() is here:
+            raise KeyboardInterrupt
+        return original(self, timeout)
+
+    monkeypatch.setattr(concurrent.futures.Future, "result", result)
+    with pytest.raises(KeyboardInterrupt), Sandbox():
+        pass
+    assert "rokt-sandbox" not in [thread.name for thread in threading.enumerate()]
 
 
 @pytest.mark.every_loop
