@@ -446,9 +446,14 @@ class FlushWorkers:
                 part.is_lost = True
                 return self._again(part, f"HTTP {reply.status}", reply)
             case _:
-                reason = f"HTTP {reply.status}{_hint(reply.status)}"
+                reason = f"HTTP {reply.status}{self._hint(reply.status)}"
                 self._give_up(part, part.deliveries, reason, self._read_errors(reply))
                 return None
+
+    def _hint(self, status: int) -> str:
+        if 300 <= status <= 399:
+            return ", redirects are not followed"
+        return f", is the endpoint right? It is {self._endpoint}" if status in (404, 405) else ""
 
     def _on_no_reply(self, part: _Part, reply: NoReply) -> float | None:
         assert part.request is not None
@@ -605,12 +610,6 @@ def _log_fault(fault: BaseException) -> None:
 def _time(delivery: Delivery) -> datetime:
     assert delivery.event.event_time is not None, "an event is stamped when it is accepted"
     return delivery.event.event_time
-
-
-def _hint(status: int) -> str:
-    if 300 <= status <= 399:
-        return ", redirects are not followed"
-    return ", is the endpoint right?" if status in (404, 405) else ""
 
 
 def _in_words(errors: tuple[ApiError, ...]) -> str:

@@ -13,7 +13,7 @@ import inspect
 import logging
 import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import Context
 from typing import Any, Final
 
@@ -101,10 +101,30 @@ def _hooks(observers: Iterable[Observer], name: str) -> Hooks:
             raise InvalidSettingError(
                 f"{type(observer).__name__}.{name} must be a plain method, got a coroutine"
             )
+        _check_takes(f"{type(observer).__name__}.{name}", hook, _parameters(getattr(Observer, name))[1:])
     nothing = getattr(Observer, name)
     return tuple(
         (observer, hook) for observer, hook in found if getattr(hook, "__func__", None) is not nothing
     )
+
+
+def _check_takes(who: str, call: Callable[..., object], wanted: Sequence[str]) -> None:
+    """That it can be called with so many values, as far as that can be told without doing it."""
+    try:
+        signature = inspect.signature(call)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*wanted)
+    except TypeError:
+        got = ", ".join(signature.parameters)
+        raise InvalidSettingError(
+            f"{who} must take ({', '.join(wanted)}), got one that takes ({got})"
+        ) from None
+
+
+def _parameters(call: Callable[..., object]) -> list[str]:
+    return list(inspect.signature(call).parameters)
 
 
 def _raise(error: BaseException) -> None:
@@ -142,6 +162,7 @@ class UndeliveredHandler(Observer):
     def __init__(self, handle: OnUndelivered, *, max_pending: int) -> None:
         if not callable(handle):
             raise InvalidSettingError(f"on_undelivered must be callable with a DeliveryError, got {handle!r}")
+        _check_takes("on_undelivered", handle, ["error"])
         self._handle = handle
         self._max_waiting = _MAX_BEHIND + max_pending
         self._todo: deque[DeliveryError] = deque()

@@ -332,6 +332,7 @@ async def _serve(served: Sandbox, console: Console) -> None:
         console.print(f"  export ROKT_PUB_ID={credentials.pub_id}")
         console.print(f"  export ROKT_SECRET={credentials.secret}")
         console.print(f"  export ROKT_TAG_ID={credentials.tag_id}")
+        console.print(f"  export ROKT_ENDPOINT={served.url}")
         console.print(f'  Emitter(endpoint="{served.url}")')
         console.print("Ctrl-C stops it.")
         await asyncio.Event().wait()

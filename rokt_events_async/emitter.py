@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self, get_args
 
 import aiohttp
+import attrs
 
 from rokt_events_async import _retry, _threads, _wire
 from rokt_events_async._batching import Batches
@@ -323,8 +324,9 @@ class Emitter:
         self._state = "closed"
         report = self._ledger.report()
         if report.undelivered:
-            text = "closed with %d events undelivered: %r"
-            log(logging.WARNING, text, len(report.undelivered), report)
+            counts = attrs.asdict(report, filter=attrs.filters.exclude("undelivered"))
+            shown = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+            log(logging.WARNING, "closed with events undelivered: %s", shown)
         self._observers.tell(self._observers.closed, report)
         return report
 

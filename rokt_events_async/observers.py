@@ -8,6 +8,7 @@ of an event is the application's own `Delivery`; the secret is in none of it.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -99,13 +100,16 @@ class _Window:
 
 
 class LoggingObserver(Observer):
-    """Logs events that end other than delivered, one record each, a bounded number of them.
+    """Logs events that end other than delivered, one record each, a bounded number of them; and an outage.
 
     A record has the reason, and in `extra` for structured formatters `rokt_outcome`, `rokt_reason`,
     `rokt_event_type`, `rokt_attempts`, `rokt_status` (`None` without an answer), `rokt_error_codes` (the
     API's own) and `rokt_suppressed` (how many of its kind were not logged before it). No payload: neither
     ids nor metadata, nor what Rokt wrote of them. Refused credentials are not among them: the emitter logs
     those itself, once.
+
+    What is sent again for the third time or more is told of once in `per` seconds, with `rokt_reason`,
+    `rokt_attempts` and `rokt_status`: otherwise an outage would be silent until deadlines pass.
 
     Args:
         logger: Where to; `None` takes `rokt_events_async`.
@@ -133,6 +137,21 @@ class LoggingObserver(Observer):
         self._per = check_number("per", per, at_least=0, above=True)
         self._clock = _clock
         self._windows: dict[Outcome, _Window] = {}
+        self._quiet_until = -math.inf
+
+    def on_retry(self, retry: RetryReport) -> None:
+        now = self._clock()
+        if retry.attempts < _ATTEMPTS_OF_AN_OUTAGE or now < self._quiet_until:
+            return
+        self._quiet_until = now + self._per
+        fields = {
+            "rokt_reason": retry.reason,
+            "rokt_attempts": retry.attempts,
+            "rokt_status": retry.status,
+        }
+        text = "%d events not delivered so far: %s (attempts: %d), and again in %.1f s"
+        values = len(retry.deliveries), retry.reason, retry.attempts, retry.wait
+        self._logger.log(self._level, text, *values, extra=fields)
 
     def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
         if isinstance(error, CredentialsRefusedError):
@@ -182,6 +201,7 @@ class LoggingObserver(Observer):
         )
 
 
+_ATTEMPTS_OF_AN_OUTAGE: Final = 3
 _MAX_CODES: Final = 5
 _MAX_CODE_LENGTH: Final = 64
 

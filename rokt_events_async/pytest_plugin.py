@@ -1,7 +1,8 @@
 """Fixtures for the tests of an application; pytest finds them where this package is installed.
 
 `rokt_sandbox` is a `Sandbox` that serves from a thread of its own, so that synchronous tests, as those
-with a `TestClient`, have it too. While a test uses it, `Emitter()` finds its credentials in the environment.
+with a `TestClient`, have it too. While a test uses it, `Emitter()` finds its credentials in the environment,
+and an application its address in `ROKT_ENDPOINT`.
 
 `rokt_emitter` is an open `Emitter` that delivers to it, quick to send and to send again. It belongs to the
 test's event loop: pytest-asyncio's, or anyio's where that is not installed.
@@ -31,6 +32,7 @@ def rokt_sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
         monkeypatch.setenv("ROKT_PUB_ID", sandbox.credentials.pub_id)
         monkeypatch.setenv("ROKT_SECRET", sandbox.credentials.secret)
         monkeypatch.setenv("ROKT_TAG_ID", sandbox.credentials.tag_id)
+        monkeypatch.setenv("ROKT_ENDPOINT", sandbox.url)
         yield sandbox
 
 

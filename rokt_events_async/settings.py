@@ -126,7 +126,8 @@ class Credentials:
         tag_id: The Rokt tag id, an opaque string.
 
     Raises:
-        InvalidSettingError: A value is empty or could not stand in a header.
+        InvalidSettingError: A value is empty or could not stand in a header, or the secret was given as
+            another.
     """
 
     pub_id: str
@@ -137,6 +138,9 @@ class Credentials:
         _check_header("pub_id", self.pub_id)
         _check_header("secret", self.secret, is_secret=True)
         _check_header("tag_id", self.tag_id)
+        for name, value in (("pub_id", self.pub_id), ("tag_id", self.tag_id)):
+            if value.startswith("rsec-"):
+                raise InvalidSettingError(f"{name} must not be a secret, got what looks like one (not shown)")
 
     @classmethod
     def from_env(cls) -> Credentials:

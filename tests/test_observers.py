@@ -357,12 +357,30 @@ def test_a_coroutine_is_no_hook() -> None:
         Emitter(CREDENTIALS, observers=[Late()])
 
 
+class Narrow(Observer):
+    def on_undelivered(self, error: DeliveryError) -> None: ...  # type: ignore[override]
+
+
+def test_hooks_that_take_something_else() -> None:
+    """Found at construction, not with the first failure in production."""
+    with pytest.raises(
+        InvalidSettingError,
+        match=r"Narrow\.on_undelivered must take \(delivery, error\), got one that takes \(error\)",
+    ):
+        Emitter(CREDENTIALS, observers=[Narrow()])
+    with pytest.raises(
+        InvalidSettingError, match=r"on_undelivered must take \(error\), got one that takes \(\)"
+    ):
+        Emitter(CREDENTIALS, on_undelivered=lambda: None)  # type: ignore[arg-type, misc]
+    Emitter(CREDENTIALS, on_undelivered=type)  # type: ignore[arg-type]  # Of which nothing can be told.
+
+
 def test_only_who_overrides_is_asked() -> None:
     """So that the default costs an event that is delivered nothing."""
     observers = Observers([LoggingObserver()])
 
-    assert (observers.accepted, observers.request, observers.retry, observers.delivered) == ((), (), (), ())
-    assert len(observers.undelivered) == len(observers.closed) == 1
+    assert (observers.accepted, observers.request, observers.delivered) == ((), (), ())
+    assert len(observers.retry) == len(observers.undelivered) == len(observers.closed) == 1
 
 
 # Logging.
@@ -445,6 +463,42 @@ def test_a_flood_is_held_back(caplog: pytest.LogCaptureFixture) -> None:
     assert len(caplog.records) == 6
 
 
+def retried(observer: LoggingObserver, attempts: int) -> None:
+    made: Any = asyncio.Future.__new__(Delivery)
+    observer.on_retry(RetryReport((made, made), attempts, 503, "HTTP 503", 1.5))
+
+
+def test_an_outage_is_told_while_it_lasts(caplog: pytest.LogCaptureFixture) -> None:
+    """Not what the first or the second retry mends; and once in so many seconds, however many are retried."""
+    now = 0.0
+    observer = LoggingObserver(per=10.0, _clock=lambda: now)
+    retried(observer, 1)
+    retried(observer, 2)
+    assert caplog.records == []
+
+    for _ in range(5):
+        retried(observer, 3)
+    now = 10.0
+    retried(observer, 8)
+    assert [record.getMessage() for record in caplog.records] == [
+        "2 events not delivered so far: HTTP 503 (attempts: 3), and again in 1.5 s",
+        "2 events not delivered so far: HTTP 503 (attempts: 8), and again in 1.5 s",
+    ]
+    fields = {name: value for name, value in vars(caplog.records[0]).items() if name.startswith("rokt_")}
+    assert fields == {"rokt_reason": "HTTP 503", "rokt_attempts": 3, "rokt_status": 503}
+
+
+async def test_an_outage_that_ends(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """A line while it lasts, none for what was delivered in the end."""
+    sandbox.fail_next(*[503] * 4)
+    async with emitter_for(sandbox) as emitter:
+        assert (await emitter.deliver(event())).attempts == 5
+
+    records = [one.getMessage() for one in caplog.records if one.name == "rokt_events_async"]
+    assert len(records) == 1
+    assert records[0].startswith("1 events not delivered so far: HTTP 503 (attempts: 3), and again in ")
+
+
 def test_its_own_logger_and_level(caplog: pytest.LogCaptureFixture) -> None:
     """As the application likes it."""
     told(LoggingObserver(logging.getLogger("shop.rokt"), level=logging.ERROR), failed())
@@ -473,7 +527,7 @@ async def test_it_is_on_by_default(sandbox: Sandbox, caplog: pytest.LogCaptureFi
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        ([404], "HTTP 404, is the endpoint right?"),
+        ([404], "HTTP 404, is the endpoint right? It is {url}"),
         (["silence"], "no answer within 0.2 s, 1 failed attempt"),
         ([503], "HTTP 503, 1 failed attempt"),
         ([401], "HTTP 401: Rokt refused the credentials of pub_id 'rpub-sandbox' with tag_id '1234567890'"),
@@ -486,6 +540,7 @@ async def test_an_error_tells_its_reason(script: list[Any], reason: str) -> None
         with pytest.raises(DeliveryError) as caught:
             await emitter.deliver(event())
 
+    reason = reason.replace("{url}", sandbox.url)
     assert caught.value.reason == reason
     assert reason in str(caught.value)
 

@@ -120,6 +120,16 @@ def test_a_retry_policy_out_of_bounds(settings: dict[str, Any], message: str) ->
         RetryPolicy(**settings)
 
 
+@pytest.mark.parametrize("name", ["pub_id", "tag_id"])
+def test_the_secret_in_the_wrong_place(name: str) -> None:
+    """Refused, and not shown: what is public is named in logs and errors."""
+    values = {"pub_id": "rpub", "secret": SECRET, "tag_id": "7"} | {name: SECRET}
+    with pytest.raises(InvalidSettingError, match=rf"{name} must not be a secret.*\(not shown\)") as caught:
+        Credentials(**values)
+
+    assert SECRET not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["pub_id", "secret", "tag_id"])
 @pytest.mark.parametrize("value", ["", "abc\r\nX: y", "abc\u00e4", "abc def", "abc\x00", None, 7, b"abc"])
 def test_credentials_that_could_not_stand_in_a_header(name: str, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -28,3 +29,19 @@ def check_make(make: Any) -> MakeEmitter:
         )
     checked: MakeEmitter = make
     return checked
+
+
+def make_one(make: MakeEmitter) -> Emitter:
+    """The emitter of an application that starts.
+
+    Raises:
+        InvalidSettingError: What came back is none.
+    """
+    emitter: Any = make()
+    if isinstance(emitter, Emitter):
+        return emitter
+    if inspect.iscoroutine(emitter):
+        emitter.close()
+    raise InvalidSettingError(
+        f"make must return an Emitter, as Emitter itself or a lambda does, got a {type(emitter).__name__}"
+    )

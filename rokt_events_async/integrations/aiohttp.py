@@ -6,7 +6,7 @@ app.cleanup_ctx.append(emitter_context(Emitter))
 
 
 async def viewed(request: web.Request) -> web.Response:
-    await request.config_dict[EMITTER].track(...)
+    await get_emitter(request).track(...)
 ```
 """
 
@@ -18,10 +18,11 @@ from typing import Final
 from aiohttp import web
 
 from rokt_events_async.emitter import Emitter
-from rokt_events_async.integrations._making import MakeEmitter, check_make
+from rokt_events_async.errors import EmitterNotStartedError
+from rokt_events_async.integrations._making import MakeEmitter, check_make, make_one
 
 EMITTER: Final = web.AppKey("EMITTER", Emitter)
-"""Where the application keeps its emitter; `request.config_dict` finds it from its sub-applications too."""
+"""Where the application keeps its emitter, from its start on."""
 
 
 def emitter_context(make: MakeEmitter) -> Callable[[web.Application], AsyncIterator[None]]:
@@ -32,12 +33,26 @@ def emitter_context(make: MakeEmitter) -> Callable[[web.Application], AsyncItera
             it with the settings it is to have.
 
     Raises:
-        InvalidSettingError: `make` is not callable.
+        InvalidSettingError: `make` is not callable; or, when the application starts, returns no emitter.
     """
     check_make(make)
 
     async def context(app: web.Application) -> AsyncIterator[None]:
-        async with make() as app[EMITTER]:
+        async with make_one(make) as app[EMITTER]:
             yield
 
     return context
+
+
+def get_emitter(request: web.Request) -> Emitter:
+    """The application's emitter, or that of the application it is a part of.
+
+    Raises:
+        EmitterNotStartedError: None of them was given an `emitter_context`.
+    """
+    try:
+        return request.config_dict[EMITTER]
+    except KeyError:
+        raise EmitterNotStartedError(
+            "this application has no emitter: app.cleanup_ctx.append(emitter_context(Emitter))"
+        ) from None

@@ -29,7 +29,14 @@ from datetime import datetime
 from typing import Final
 
 import attrs
-from opentelemetry import metrics, trace
+
+try:
+    from opentelemetry import metrics, trace
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError(
+        f"OpenTelemetryObserver needs {missing.name}: pip install 'rokt_events_async[otel]'",
+        name=missing.name,
+    ) from None
 from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TracerProvider

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
@@ -9,8 +10,8 @@ from typing import Any, Final
 from starlette.requests import HTTPConnection
 
 from rokt_events_async.emitter import Emitter
-from rokt_events_async.errors import EmitterNotStartedError
-from rokt_events_async.integrations._making import MakeEmitter, check_make
+from rokt_events_async.errors import EmitterNotStartedError, InvalidSettingError
+from rokt_events_async.integrations._making import MakeEmitter, check_make, make_one
 
 _KEY: Final = "rokt_emitter"
 
@@ -29,16 +30,19 @@ def emitter_lifespan(
         make: Makes the emitter, each time the application is started: `Emitter`, or a function that
             calls it with the settings it is to have.
         inner: The application's own lifespan; it begins after the emitter and ends before it, so that it
-            can still track. Its state is kept.
+            can still track: by `app.state.rokt_emitter`. Its state is kept.
 
     Raises:
-        InvalidSettingError: `make` is not callable.
+        InvalidSettingError: `make` is not callable, or `inner` no lifespan; or, when the application starts,
+            `make` returns no emitter.
     """
     check_make(make)
+    _check_inner(inner)
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[dict[str, Any]]:
-        async with make() as emitter:
+        async with make_one(make) as emitter:
+            app.state.rokt_emitter = emitter
             state: dict[str, Any] = {_KEY: emitter}
             if inner is None:
                 yield state
@@ -47,6 +51,15 @@ def emitter_lifespan(
                 yield {**(own or {}), **state}
 
     return lifespan
+
+
+def _check_inner(inner: Any) -> None:
+    if inspect.isasyncgenfunction(inner):
+        raise InvalidSettingError(
+            f"inner must be a lifespan: is @asynccontextmanager missing before {inner.__name__}?"
+        )
+    if inner is not None and not callable(inner):
+        raise InvalidSettingError(f"inner must be a lifespan, called with the application, got {inner!r}")
 
 
 def get_emitter(connection: HTTPConnection) -> Emitter:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -273,6 +275,16 @@ async def test_without_providers_it_does_nothing(sandbox: Sandbox) -> None:
         receipt = await emitter.deliver(event())
 
     assert receipt.attempts == 1
+
+
+def test_without_the_extra() -> None:
+    """The error names it."""
+    script = (
+        "import sys; sys.modules['opentelemetry'] = None\nimport rokt_events_async.integrations.opentelemetry"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+    assert "needs opentelemetry: pip install 'rokt_events_async[otel]'" in done.stderr
 
 
 async def test_no_payload_and_no_secret(sandbox: Sandbox, backend: Backend) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,10 +21,15 @@ from starlette.routing import Mount, Route
 
 from rokt_events_async import Emitter, EmitterNotStartedError, InvalidSettingError
 from rokt_events_async.integrations.aiohttp import EMITTER, emitter_context
+from rokt_events_async.integrations.aiohttp import get_emitter as aiohttp_get_emitter
 from rokt_events_async.integrations.fastapi import RoktEmitter, emitter_lifespan, get_emitter
 from rokt_events_async.sandbox import Sandbox
 from tests.samples import event
 from tests.test_readme import block_with
+
+
+async def undecorated(app: FastAPI) -> AsyncIterator[None]:
+    yield
 
 
 def make_emitter(sandbox: Sandbox) -> Any:
@@ -150,6 +156,66 @@ def test_an_application_that_was_not_started(rokt_sandbox: Sandbox) -> None:
         TestClient(app).get("/")
 
 
+def test_a_lifespan_within_has_the_emitter(rokt_sandbox: Sandbox) -> None:
+    """From its beginning to its end."""
+
+    @asynccontextmanager
+    async def own(app: FastAPI) -> AsyncIterator[None]:
+        await app.state.rokt_emitter.track(event("begins"))
+        yield
+        await app.state.rokt_emitter.track(event("ends"))
+
+    with TestClient(FastAPI(lifespan=emitter_lifespan(make_emitter(rokt_sandbox), own))):
+        pass
+
+    assert sorted(one["sessionId"] for one in rokt_sandbox.events) == ["begins", "ends"]
+
+
+def test_a_lifespan_within_cannot_hide_the_emitter(rokt_sandbox: Sandbox) -> None:
+    """Whatever names its own state has."""
+
+    @asynccontextmanager
+    async def own(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        yield {"rokt_emitter": "mine"}
+
+    app = FastAPI(lifespan=emitter_lifespan(make_emitter(rokt_sandbox), own))
+
+    @app.get("/")
+    async def handler(emitter: RoktEmitter) -> None:
+        await emitter.track(event("tracked"))
+
+    with TestClient(app) as client:
+        assert client.get("/").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        ("x", "inner must be a lifespan, called with the application, got 'x'"),
+        (undecorated, "inner must be a lifespan: is @asynccontextmanager missing before undecorated?"),
+    ],
+)
+def test_what_is_no_lifespan(inner: Any, message: str) -> None:
+    """Refused at once, not when the application starts."""
+    with pytest.raises(InvalidSettingError, match=re.escape(message)):
+        emitter_lifespan(Emitter, inner)
+
+
+async def coroutine() -> None: ...
+
+
+@pytest.mark.parametrize("make", [coroutine, lambda: None])
+async def test_what_makes_no_emitter(make: Any) -> None:
+    """Said when the application starts, and no coroutine is left unawaited."""
+    with pytest.raises(
+        InvalidSettingError, match=r"make must return an Emitter.*, got a (coroutine|NoneType)"
+    ):
+        async with emitter_lifespan(make)(FastAPI()):
+            pass
+    with pytest.raises(InvalidSettingError, match="make must return an Emitter"):
+        await anext(emitter_context(make)(web.Application()))
+
+
 @pytest.mark.parametrize("integrate", [emitter_lifespan, emitter_context])
 def test_an_emitter_is_not_what_makes_one(integrate: Any) -> None:
     """It could be started but once."""
@@ -182,7 +248,7 @@ async def test_an_aiohttp_application_within_another(rokt_sandbox: Sandbox) -> N
     """`config_dict` looks further up."""
 
     async def track(request: web.Request) -> web.Response:
-        await request.config_dict[EMITTER].track(event("within"))
+        await aiohttp_get_emitter(request).track(event("within"))
         return web.Response()
 
     inner, app = web.Application(), web.Application()
@@ -194,3 +260,18 @@ async def test_an_aiohttp_application_within_another(rokt_sandbox: Sandbox) -> N
         await asyncio.gather(*(client.get("/inner/") for _ in range(5)))
 
     assert len(rokt_sandbox.events) == 6
+
+
+@pytest.mark.every_loop
+async def test_an_aiohttp_application_without_an_emitter() -> None:
+    """The error says what is missing."""
+
+    async def track(request: web.Request) -> web.Response:
+        with pytest.raises(EmitterNotStartedError, match=r"cleanup_ctx\.append\(emitter_context"):
+            aiohttp_get_emitter(request)
+        return web.Response(text="said so")
+
+    app = web.Application()
+    app.router.add_get("/", track)
+    async with AiohttpClient(TestServer(app)) as client:
+        assert await (await client.get("/")).text() == "said so"
