@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import logging
 import pickle
@@ -599,6 +600,49 @@ async def test_a_handler_may_use_the_emitter(sandbox: Sandbox) -> None:
             await asyncio.sleep(0.1)
 
     assert [one["sessionId"] for one in sandbox.events] == ["again"]
+
+
+async def test_a_plain_handler_does_not_hold_the_loop(sandbox: Sandbox) -> None:
+    """Others have their turn after each error."""
+    turns: list[int] = []
+    count = 0
+
+    async def tick() -> None:
+        nonlocal count
+        while True:
+            count += 1
+            await asyncio.sleep(0)
+
+    ticking = asyncio.create_task(tick())
+    settings: dict[str, Any] = {"max_pending": 1, "when_full": "drop", "observers": []}
+    async with emitter_for(sandbox, on_undelivered=lambda error: turns.append(count), **settings) as emitter:
+        for _ in range(50):
+            await emitter.track(event())
+        while len(turns) < 49:
+            await asyncio.sleep(0)
+    ticking.cancel()
+
+    assert len(set(turns)) == 49
+
+
+async def test_a_handler_inherits_no_callers_context(sandbox: Sandbox) -> None:
+    """It has that in which the emitter was started, not that of whose event was the first to fail."""
+    variable = contextvars.ContextVar("variable", default="none")
+    seen: list[str] = []
+
+    async def track() -> None:
+        variable.set("a request's")
+        await emitter.track(event())
+        await emitter.track(event())
+
+    variable.set("the application's")
+    settings: dict[str, Any] = {"max_pending": 1, "when_full": "drop", "observers": []}
+    async with emitter_for(
+        sandbox, on_undelivered=lambda error: seen.append(variable.get()), **settings
+    ) as emitter:
+        await asyncio.create_task(track())
+
+    assert seen == ["the application's"]
 
 
 async def test_the_close_waits_for_the_handler(sandbox: Sandbox) -> None:

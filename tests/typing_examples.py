@@ -40,6 +40,7 @@ from rokt_events_async import (
     RetryPolicy,
     RetryReport,
 )
+from rokt_events_async.integrations import aiohttp as rokt_aiohttp
 from rokt_events_async.integrations.aiohttp import EMITTER, emitter_context
 from rokt_events_async.integrations.fastapi import RoktEmitter, emitter_lifespan, get_emitter
 from rokt_events_async.integrations.opentelemetry import OpenTelemetryObserver
@@ -156,6 +157,7 @@ async def starlette_handler(request: Request) -> None:
 
 
 async def aiohttp_handler(request: web.Request) -> web.Response:
+    assert_type(rokt_aiohttp.get_emitter(request), Emitter)
     assert_type(request.app[EMITTER], Emitter)
     assert_type(request.config_dict[EMITTER], Emitter)
     return web.Response()

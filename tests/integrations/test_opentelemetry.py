@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, Metric
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode, Tracer
 
-from rokt_events_async import DeliveryError, Emitter, EventRejectedError, RetryPolicy
+from rokt_events_async import PRODUCTION, DeliveryError, Emitter, EventRejectedError, RetryPolicy
 from rokt_events_async.errors import ApiError
 from rokt_events_async.integrations.opentelemetry import OpenTelemetryObserver
 from rokt_events_async.sandbox import Sandbox
@@ -37,29 +38,29 @@ class Backend:
         return self._tracers.get_tracer("shop")
 
     def points(self, name: str) -> list[Any]:
-        data = self._reader.get_metrics_data()
-        assert data is not None
         return [
-            point
-            for resource in data.resource_metrics
-            for scope in resource.scope_metrics
-            for metric in scope.metrics
-            if metric.name == name
-            for point in metric.data.data_points
+            point for metric in self.metrics() if metric.name == name for point in metric.data.data_points
         ]
 
     def values(self, name: str, key: str) -> dict[Any, Any]:
         """The values of a counter, by one of its attributes."""
         return {dict(point.attributes).get(key): point.value for point in self.points(name)}
 
-    def units(self) -> dict[str, str]:
+    def metrics(self) -> Iterator[Metric]:
         data = self._reader.get_metrics_data()
         assert data is not None
+        for resource in data.resource_metrics:
+            for scope in resource.scope_metrics:
+                yield from scope.metrics
+
+    def units(self) -> dict[str, str]:
+        return {metric.name: metric.unit or "" for metric in self.metrics()}
+
+    def kinds(self) -> dict[str, str]:
         return {
-            metric.name: metric.unit or ""
-            for resource in data.resource_metrics
-            for scope in resource.scope_metrics
-            for metric in scope.metrics
+            metric.name: ("monotonic " if getattr(metric.data, "is_monotonic", False) else "")
+            + type(metric.data).__name__
+            for metric in self.metrics()
         }
 
     def spans(self) -> list[ReadableSpan]:
@@ -107,6 +108,8 @@ async def test_what_is_counted(sandbox: Sandbox, backend: Backend) -> None:
     assert durations[None].explicit_bounds[:3] == (0.005, 0.01, 0.025)
     (fill,) = backend.points("rokt.client.batch.size")
     assert (fill.count, fill.sum, fill.max) == (3, 30, 10)
+    assert fill.explicit_bounds == (1, 2, 3, 5, 10, 15, 20, 25)
+    assert backend.units()["rokt.client.retries"] == "{request}"
 
 
 async def test_names_units_and_attributes(sandbox: Sandbox, backend: Backend) -> None:
@@ -122,6 +125,15 @@ async def test_names_units_and_attributes(sandbox: Sandbox, backend: Backend) ->
         "rokt.client.pending": "{event}",
         "rokt.client.oldest_pending.age": "s",
     }
+    assert backend.kinds() == {
+        "messaging.client.sent.messages": "monotonic Sum",
+        "messaging.client.operation.duration": "Histogram",
+        "rokt.client.batch.size": "Histogram",
+        "rokt.client.outcomes": "monotonic Sum",
+        "rokt.client.pending": "Sum",
+        "rokt.client.oldest_pending.age": "Gauge",
+    }
+    assert backend.observer._server(PRODUCTION)["server.port"] == 443
     (point,) = backend.points("messaging.client.sent.messages")
     assert dict(point.attributes) == {
         "messaging.system": "rokt",
