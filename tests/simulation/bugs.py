@@ -171,7 +171,9 @@ def _() -> Any:
     def admit(self: Any, delivery: Any, *, now: float) -> bool:
         if self._line or self._granted or self.pending >= self._max_pending:
             return False
-        self._admit(delivery, len(delivery.wire), now)
+        self.pending += 1
+        self.pending_bytes += len(delivery.wire)
+        self._enter(delivery, now)
         return True
 
     return replace(Ledger, "admit_nowait", admit)
@@ -206,6 +208,7 @@ def _() -> Any:
         delivery.accepted_at = now
         self.outcomes[error.outcome] += 1
         delivery.settle(error)
+        self._observers.tell(self._observers.accepted, delivery)
 
     return replace(Ledger, "drop", drop)
 
