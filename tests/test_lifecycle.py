@@ -26,7 +26,9 @@ from rokt_events_async import (
     Receipt,
     WrongContextError,
 )
+from rokt_events_async import _transport as transport_module
 from rokt_events_async import emitter as emitter_module
+from rokt_events_async._transport import HttpTransport
 from rokt_events_async.sandbox import Sandbox
 from tests.samples import CREDENTIALS, event, missing
 
@@ -325,6 +327,24 @@ def test_a_child_that_drops_what_it_inherited(run: str) -> None:
     assert (status, out) == (0, "1\n"), err
     assert err == ""
     assert [one["sessionId"] for one in sandbox.events] == ["before", "after"]
+
+
+async def test_what_was_inherited_is_left_alone(sandbox: Sandbox) -> None:
+    """What a fork's child does with a session of the emitter's own; one passed in is its owner's."""
+    async with aiohttp.ClientSession() as session, emitter_for(sandbox) as own:
+        async with emitter_for(sandbox, session=session) as lent:
+            await asyncio.gather(own.deliver(event()), lent.deliver(event()))
+            assert isinstance(own._transport, HttpTransport)
+            connector = own._transport._session.connector
+            assert connector is not None
+
+            transport_module._after_fork()
+            connector.__del__()
+
+            assert own._transport._session.closed
+            assert not connector.closed
+            await connector.close()
+            assert (await lent.deliver(event())).attempts == 1
 
 
 # Ends that nobody planned.
