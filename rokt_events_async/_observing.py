@@ -198,8 +198,10 @@ class UndeliveredHandler(Observer):
             )
             self._task.add_done_callback(self._on_done)
 
-    def _on_done(self, _task: asyncio.Task[None]) -> None:
+    def _on_done(self, task: asyncio.Task[None]) -> None:
         self._task = None
+        if not task.cancelled():
+            task.exception()  # An exit, if any, which the loop has raised already: it makes no further noise.
         if self._todo and self._loop is not None and not self._is_finishing:
             # Cancelled from outside, perhaps at the loop's end: nothing new right now.
             self._loop.call_later(_RESTART, self._see_to_it)

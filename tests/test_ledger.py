@@ -189,8 +189,10 @@ async def test_an_event_is_settled_once() -> None:
     settle(ledger, one)
     with pytest.raises(RuntimeError, match="settled twice"):
         settle(ledger, one)
+    with pytest.raises(RuntimeError, match="settled twice"):
+        ledger.settle_undelivered(one, DeliveryFailedError("again", event=one.event))
 
-    assert ledger.stats().delivered == 1
+    assert (ledger.stats().delivered, ledger.stats().failed) == (1, 0)
 
 
 async def test_flushes_wait_for_what_came_before_them() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import json
 import logging
 import pickle
@@ -585,6 +586,36 @@ async def test_a_handler_that_raises(sandbox: Sandbox, caplog: pytest.LogCapture
     assert len(handled) == 3
     (record,) = [one for one in caplog.records if "on_undelivered raised" in one.getMessage()]
     assert "OSError: disk full" in record.getMessage()
+
+
+@pytest.mark.parametrize("leaving", [SystemExit, KeyboardInterrupt])
+def test_a_handler_that_leaves_the_program(
+    leaving: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is obeyed, and has each error but once."""
+    calls: list[DeliveryError] = []
+    kept: list[Emitter] = []
+
+    def handle(error: DeliveryError) -> None:
+        calls.append(error)
+        if len(calls) == 1:
+            raise leaving
+
+    async def live() -> None:
+        async with Sandbox(faults={404: 1.0}) as sandbox:
+            async with emitter_for(sandbox, observers=[], on_undelivered=handle) as emitter:
+                kept.append(emitter)
+                for index in range(4):
+                    await emitter.track(event(f"s{index}"))
+                await asyncio.sleep(20)
+
+    with pytest.raises(leaving):
+        asyncio.run(live())
+    gc.collect()
+
+    assert len(calls) == len({id(error) for error in calls}) == 4
+    assert kept[0].stats.pending == 0
+    assert "never retrieved" not in caplog.text
 
 
 async def test_a_handler_may_use_the_emitter(sandbox: Sandbox) -> None:

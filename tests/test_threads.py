@@ -246,6 +246,38 @@ async def test_one_comes_when_all_others_have_just_been_told(sandbox: Sandbox) -
         assert (await asyncio.wrap_future(more[0])).attempts == 1
 
 
+async def test_an_end_that_comes_first() -> None:
+    """A last word to all who still wait, but for those who have gone; what comes after it is not told."""
+    loop = asyncio.get_running_loop()
+    listeners: threads_module.Listeners[str] = threads_module.Listeners(lambda: LookupError("lost"))
+    source: asyncio.Future[str] = loop.create_future()
+    waits, gone = listeners.follow(source), listeners.follow(source)
+    await asyncio.sleep(0)
+    gone.cancel()
+    (watch,) = [task for task in asyncio.all_tasks() if task.get_name() == "rokt-events-threads"]
+    watch.cancel()
+    await asyncio.wait([watch])
+    source.set_result("too late")
+    await asyncio.sleep(0)
+
+    with pytest.raises(LookupError, match="lost"):
+        waits.result(0)
+    assert gone.cancelled()
+
+
+async def test_idle_when_all_are_told() -> None:
+    """At once if there is nobody, otherwise when the last one is."""
+    loop = asyncio.get_running_loop()
+    listeners: threads_module.Listeners[str] = threads_module.Listeners(LookupError)
+    await listeners.idle()
+    source: asyncio.Future[str] = loop.create_future()
+    outcome = listeners.follow(source)
+    loop.call_soon(source.set_result, "told")
+    await listeners.idle()
+
+    assert outcome.result(0) == "told"
+
+
 # Where there is nothing to hand over to.
 
 
