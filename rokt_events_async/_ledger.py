@@ -171,7 +171,7 @@ class Ledger:
         receipts: list[tuple[Delivery, Receipt]] | None = [] if self._observers.delivered else None
         try:
             for delivery in deliveries:
-                # As `_leave` and `Delivery.settle` do it, but in one go: nearly every event ends here.
+                # As `_leave` does it, without a call for each: nearly every event ends here.
                 generation: _Generation | None = delivery.generation
                 if generation is None:
                     raise _settled_twice(delivery)

@@ -324,7 +324,7 @@ class Emitter:
         self._state = "closed"
         report = self._ledger.report()
         if report.undelivered:
-            counts = attrs.asdict(report, filter=attrs.filters.exclude("undelivered"))
+            counts = attrs.asdict(report, filter=attrs.filters.exclude("delivered", "undelivered"))
             shown = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
             log(logging.WARNING, "closed with events undelivered: %s", shown)
         self._observers.tell(self._observers.closed, report)
