@@ -298,8 +298,10 @@ def test_a_child_that_drops_what_it_inherited(run: str) -> None:
     with Sandbox() as sandbox:
         status, out, err = run_script(
             f"""
-            import asyncio, gc, os
+            import asyncio, gc, os, warnings
             from rokt_events_async import Credentials, Emitter, PartnerEvent
+
+            warnings.simplefilter("ignore", DeprecationWarning)  # Of forking where there are threads.
 
             def event(name):
                 return PartnerEvent.viewed(session_id=name, parent_guid="p", client_unique_id="c")
