@@ -171,12 +171,7 @@ class Ledger:
         receipts: list[tuple[Delivery, Receipt]] | None = [] if self._observers.delivered else None
         try:
             for delivery in deliveries:
-                # As `_leave` does it, without a call for each: nearly every event ends here.
-                generation: _Generation | None = delivery.generation
-                if generation is None:
-                    raise _settled_twice(delivery)
-                delivery.generation = None
-                generation.pending -= 1
+                _leave(delivery)
                 count += 1
                 size += len(delivery.wire)
                 receipt = receipt_for(delivery.event, attempts, maybe_duplicate)
@@ -269,10 +264,6 @@ def _leave(delivery: Delivery) -> None:
     """Takes an event out of its generation. Once: a second time is a fault of the library."""
     generation: _Generation | None = delivery.generation
     if generation is None:
-        raise _settled_twice(delivery)
+        raise RuntimeError(f"settled twice: {delivery.event!r}")
     delivery.generation = None
     generation.pending -= 1
-
-
-def _settled_twice(delivery: Delivery) -> RuntimeError:
-    return RuntimeError(f"settled twice: {delivery.event!r}")

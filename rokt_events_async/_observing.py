@@ -156,7 +156,7 @@ class UndeliveredHandler(Observer):
         max_pending: How many events a close can end at once.
 
     Raises:
-        InvalidSettingError: It is not callable.
+        InvalidSettingError: It is not callable, or not with one error.
     """
 
     def __init__(self, handle: OnUndelivered, *, max_pending: int) -> None:
@@ -169,6 +169,7 @@ class UndeliveredHandler(Observer):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._context: Context | None = None
         self._task: asyncio.Task[None] | None = None
+        self._restart: asyncio.TimerHandle | None = None
         self._is_finishing = False
         self._has_raised = False
         self._passed_over = 0
@@ -204,7 +205,7 @@ class UndeliveredHandler(Observer):
             task.exception()  # An exit, if any, which the loop has raised already: it makes no further noise.
         if self._todo and self._loop is not None and not self._is_finishing:
             # Cancelled from outside, perhaps at the loop's end: nothing new right now.
-            self._loop.call_later(_RESTART, self._see_to_it)
+            self._restart = self._loop.call_later(_RESTART, self._see_to_it)
 
     async def _work(self) -> None:
         while self._todo:
@@ -235,6 +236,8 @@ class UndeliveredHandler(Observer):
         """Gives it a last moment for what is left, and then interrupts it. Cancelled, it takes no longer."""
         idle = asyncio.ensure_future(self.idle())
         self._is_finishing = True
+        if self._restart is not None:
+            self._restart.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait([idle], timeout=_GRACE)
         idle.cancel()

@@ -763,6 +763,33 @@ async def test_a_handler_whose_task_was_cancelled(sandbox: Sandbox) -> None:
     assert calls[0] is calls[1]
 
 
+async def test_nothing_of_a_cancelled_handler_is_left_after_a_close(sandbox: Sandbox) -> None:
+    """Not the timer by which it would go on, though the close is in a hurry."""
+    loop: Any = asyncio.get_running_loop()
+
+    async def handle(error: DeliveryError) -> None:
+        await loop.create_future()
+
+    sandbox.fail_next(404)
+    emitter = emitter_for(sandbox, on_undelivered=handle)
+    await emitter.start()
+    await emitter.track(event())
+    await emitter.flush()
+    await asyncio.sleep(0.01)
+    (task,) = [task for task in asyncio.all_tasks() if task.get_name() == "rokt-events-undelivered"]
+    task.cancel()
+    await asyncio.wait([task])
+    closing = asyncio.create_task(emitter.aclose(0))
+    await asyncio.sleep(0.01)
+    (drain,) = [task for task in asyncio.all_tasks() if task.get_name() == "rokt-events-drain"]
+    drain.cancel()
+    await closing
+
+    assert [timer for timer in loop._scheduled if "_see_to_it" in repr(timer) and not timer.cancelled()] == []
+    await asyncio.sleep(0.5)
+    assert [task for task in asyncio.all_tasks() if "rokt" in task.get_name()] == []
+
+
 async def test_a_handler_that_is_too_slow(
     sandbox: Sandbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

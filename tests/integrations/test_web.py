@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest import mock
 
 import pytest
 from aiohttp import web
@@ -19,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
-from rokt_events_async import Emitter, EmitterNotStartedError, InvalidSettingError
+from rokt_events_async import Emitter, EmitterNotStartedError, InvalidEventError, InvalidSettingError
 from rokt_events_async.integrations.aiohttp import EMITTER, emitter_context
 from rokt_events_async.integrations.aiohttp import get_emitter as aiohttp_get_emitter
 from rokt_events_async.integrations.fastapi import RoktEmitter, emitter_lifespan, get_emitter
@@ -222,6 +223,28 @@ def test_an_emitter_is_not_what_makes_one(integrate: Any) -> None:
     emitter = Emitter(Sandbox().credentials)
     with pytest.raises(InvalidSettingError, match=r"callable and return an Emitter.*got <Emitter new"):
         integrate(emitter)
+
+
+def test_what_the_readme_says_of_errors_and_overrides(rokt_sandbox: Sandbox) -> None:
+    """One handler answers for all that is invalid; a test may put another emitter in its place."""
+    app = FastAPI(lifespan=emitter_lifespan(make_emitter(rokt_sandbox)))
+
+    @app.exception_handler(InvalidEventError)
+    async def refuse(request: Request, error: InvalidEventError) -> PlainTextResponse:
+        return PlainTextResponse(str(error), status_code=422)
+
+    @app.get("/")
+    async def handler(emitter: RoktEmitter, session_id: str = "") -> None:
+        await emitter.track(event(session_id))
+
+    with TestClient(app) as client:
+        assert client.get("/").status_code == 422
+        assert client.get("/", params={"session_id": "s"}).status_code == 200
+
+    tracked = mock.AsyncMock()
+    app.dependency_overrides[get_emitter] = lambda: tracked
+    assert TestClient(app).get("/", params={"session_id": "s"}).status_code == 200  # No lifespan runs.
+    tracked.track.assert_awaited_once()
 
 
 # aiohttp.
