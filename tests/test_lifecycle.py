@@ -47,9 +47,12 @@ def run_script(
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        if stop is not None:
-            stop(process)
-        out, err = process.communicate(timeout=60)
+        try:
+            if stop is not None:
+                stop(process)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()  # Which does nothing to one that has ended.
     return process.returncode, out, err
 
 
@@ -418,9 +421,10 @@ def test_ctrl_c(signals: list[signal.Signals]) -> None:
     def stop(process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        for number in signals:
+        # Not two at once: a Ctrl-C in the middle of the loop's own work can lose whoever was to be woken.
+        for place, number in enumerate(signals, 1):
             process.send_signal(number)
-            if number is not signals[-1]:
+            if place < len(signals):
                 assert process.stdout.readline() == "closing\n"
 
     status, out, err = run_script(
@@ -450,8 +454,9 @@ def test_ctrl_c(signals: list[signal.Signals]) -> None:
     )
 
     assert status != 0
-    assert err.splitlines()[-1].startswith("KeyboardInterrupt")
+    assert "KeyboardInterrupt" in err.splitlines()
     if len(signals) == 1:
+        assert err.splitlines()[-1] == "KeyboardInterrupt"  # Nothing warns after it: all is closed.
         assert out.splitlines()[-1] == "1 0"
 
 
