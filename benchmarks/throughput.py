@@ -20,7 +20,8 @@ from rich.console import Console
 from benchmarks.load import CREDENTIALS, OUTSTANDING, PAGE, make
 from benchmarks.measure import Sample, Spread, Stopwatch, alternate, ratios, save, show, steady_heap, terminal
 from benchmarks.sink import Sink, sink
-from rokt_events_async import Delivery, Emitter, _wire
+from rokt_events_async import Delivery, Emitter
+from rokt_events_async._protocol import encoding
 
 HEADERS = {
     "rokt-pub-id": CREDENTIALS.pub_id,
@@ -68,8 +69,8 @@ async def by_bare_loop(url: str, events: int, per_session: int, concurrency: int
 
 
 def ready_body(per_session: int) -> bytes:
-    return _wire.join(
-        [_wire.encode(make(1, number).stamped(datetime.now(UTC))) for number in range(per_session)]
+    return encoding.join(
+        [encoding.encode(make(1, number).stamped(datetime.now(UTC))) for number in range(per_session)]
     )
 
 

@@ -30,12 +30,14 @@ from typing import Any, Final, Literal, Self, get_args
 import aiohttp
 import attrs
 
-from rokt_events_async import _retry, _threads, _wire
-from rokt_events_async._batching import Batches
-from rokt_events_async._flush import FlushWorkers
-from rokt_events_async._ledger import Ledger, closed_error
-from rokt_events_async._observing import Observers, OnUndelivered, UndeliveredHandler, log
-from rokt_events_async._transport import HttpTransport, Transport
+from rokt_events_async._pipeline import retry as retry_
+from rokt_events_async._pipeline import threadsafe
+from rokt_events_async._pipeline.batching import Batches
+from rokt_events_async._pipeline.hooks import Observers, OnUndelivered, UndeliveredHandler, log
+from rokt_events_async._pipeline.ledger import Ledger, closed_error
+from rokt_events_async._pipeline.sender import FlushWorkers
+from rokt_events_async._pipeline.transport import HttpTransport, Transport
+from rokt_events_async._protocol import encoding
 from rokt_events_async.errors import (
     DeliveryFailedError,
     EmitterClosedError,
@@ -139,7 +141,7 @@ class Emitter:
         observers: Iterable[Observer] | None = None,
         on_undelivered: OnUndelivered | None = None,
         _clock: Callable[[], datetime] = _utc_now,
-        _random: _retry.Random = random,
+        _random: retry_.Random = random,
         _transport: Transport | None = None,
     ) -> None:
         self._credentials = Credentials.from_env() if credentials is None else credentials
@@ -173,7 +175,7 @@ class Emitter:
         self._ledger = Ledger(
             max_pending=max_pending, max_pending_bytes=max_pending_bytes, observers=self._observers
         )
-        self._listeners: _threads.Listeners[Receipt] = _threads.Listeners(_outcome_lost_error)
+        self._listeners: threadsafe.Listeners[Receipt] = threadsafe.Listeners(_outcome_lost_error)
         self._state = "new"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process = _this_process
@@ -182,7 +184,7 @@ class Emitter:
         self._drain: asyncio.Task[DrainReport] | None = None
         self._close_waiters = 0
         self._hurry = asyncio.Event()
-        self._stamp = _wire.Stamp.at(DEFAULT_TIME)
+        self._stamp = encoding.Stamp.at(DEFAULT_TIME)
 
     # Lifecycle.
 
@@ -421,8 +423,8 @@ class Emitter:
         if asyncio._get_running_loop() is loop:
             return self._listeners.follow(self.track_nowait(event))
         try:
-            return _threads.run_there(self._track_for_thread(event), loop, is_running=loop.is_running)
-        except _threads.LoopGoneError:
+            return threadsafe.run_there(self._track_for_thread(event), loop, is_running=loop.is_running)
+        except threadsafe.LoopGoneError:
             raise _loop_gone_error(loop) from None
 
     def _check_reachable(self) -> asyncio.AbstractEventLoop:
@@ -471,14 +473,14 @@ class Emitter:
         if event.event_time is None:
             stamp = self._stamp
             if not stamp.since <= now < stamp.until:
-                stamp = self._stamp = _wire.Stamp.at(now)
+                stamp = self._stamp = encoding.Stamp.at(now)
             delivery.event = event = event.stamped(now)
-            delivery.wire = _wire.encode(event, stamp.text)
+            delivery.wire = encoding.encode(event, stamp.text)
         elif problems := time_problems(event.event_time, now=now):
             raise InvalidEventError(problems)
         else:
             delivery.event = event
-            delivery.wire = _wire.encode(event)
+            delivery.wire = encoding.encode(event)
         return delivery
 
     def _accept(self, workers: FlushWorkers, delivery: Delivery) -> bool:

@@ -228,18 +228,18 @@ class PartnerEvent:
         Raises:
             InvalidEventError: All that is wrong with it, at once, unknown names included.
         """
-        from rokt_events_async import _wire  # noqa: PLC0415 -- it imports the models
+        from rokt_events_async._protocol import encoding  # noqa: PLC0415 -- it imports the models
 
-        return _wire.structure_event(data)
+        return encoding.structure_event(data)
 
     def to_dict(self) -> dict[str, Any]:
         """The event in the wire's names, as it would be sent; `from_dict` reads it back.
 
         The time is in whole milliseconds; an event not yet stamped has none.
         """
-        from rokt_events_async import _wire  # noqa: PLC0415 -- it imports the models
+        from rokt_events_async._protocol import encoding  # noqa: PLC0415 -- it imports the models
 
-        return _wire.unstructure_event(self)
+        return encoding.unstructure_event(self)
 
     def stamped(self, now: datetime) -> PartnerEvent:
         """The event itself if it has a time, otherwise a copy that happened `now`, which is in UTC."""

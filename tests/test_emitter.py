@@ -23,8 +23,8 @@ from rokt_events_async import (
     Receipt,
     RetryPolicy,
 )
-from rokt_events_async._answers import Reply
-from rokt_events_async._transport import Request
+from rokt_events_async._pipeline.transport import Request
+from rokt_events_async._protocol.verdicts import Reply
 from rokt_events_async.sandbox import Fault, Sandbox
 from tests.samples import CREDENTIALS, Clock, event
 

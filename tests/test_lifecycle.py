@@ -26,9 +26,9 @@ from rokt_events_async import (
     Receipt,
     WrongContextError,
 )
-from rokt_events_async import _transport as transport_module
 from rokt_events_async import emitter as emitter_module
-from rokt_events_async._transport import HttpTransport
+from rokt_events_async._pipeline import transport as transport_module
+from rokt_events_async._pipeline.transport import HttpTransport
 from rokt_events_async.sandbox import Sandbox
 from tests.samples import CREDENTIALS, event, missing
 

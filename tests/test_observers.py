@@ -28,7 +28,7 @@ from rokt_events_async import (
     RetryPolicy,
     RetryReport,
 )
-from rokt_events_async._observing import Observers
+from rokt_events_async._pipeline.hooks import Observers
 from rokt_events_async.errors import ApiError
 from rokt_events_async.sandbox import Sandbox
 from tests.samples import CREDENTIALS, Clock, event
@@ -794,7 +794,7 @@ async def test_a_handler_that_is_too_slow(
     sandbox: Sandbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory is bounded: beyond that errors are counted, not kept."""
-    monkeypatch.setattr("rokt_events_async._observing._MAX_BEHIND", 2)
+    monkeypatch.setattr("rokt_events_async._pipeline.hooks._MAX_BEHIND", 2)
     handled: list[DeliveryError] = []
 
     async def handle(error: DeliveryError) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rokt_events_async import Emitter, RetryPolicy
-from rokt_events_async import _retry as retry_module
+from rokt_events_async._pipeline import retry as retry_module
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -14,13 +14,16 @@ from unittest import mock
 
 import aiohttp
 
-from rokt_events_async import Delivery, Receipt, _batching, _flush, _retry, _wire
-from rokt_events_async._answers import Meaning, Rejected, Reply, Told, judge
-from rokt_events_async._batching import Batches
-from rokt_events_async._flush import FlushWorkers, _Part
-from rokt_events_async._ledger import Ledger
-from rokt_events_async._observing import Observers, UndeliveredHandler
-from rokt_events_async._transport import HttpTransport, Request, _Timeouts
+from rokt_events_async import Delivery, Receipt
+from rokt_events_async._pipeline import batching, sender
+from rokt_events_async._pipeline import retry as retry_
+from rokt_events_async._pipeline.batching import Batches
+from rokt_events_async._pipeline.hooks import Observers, UndeliveredHandler
+from rokt_events_async._pipeline.ledger import Ledger
+from rokt_events_async._pipeline.sender import FlushWorkers, _Part
+from rokt_events_async._pipeline.transport import HttpTransport, Request, _Timeouts
+from rokt_events_async._protocol import encoding
+from rokt_events_async._protocol.verdicts import Meaning, Rejected, Reply, Told, judge
 from tests.simulation.world import play, sweep
 
 MAX_SEEDS = 500
@@ -73,7 +76,7 @@ def _() -> Any:
 @bug("absent from the answer is delivered, though the counts do not add up")
 def _() -> Any:
     def attribute(events: Any, body: Any) -> list[Any]:
-        answer = _wire.read_answer(body)
+        answer = encoding.read_answer(body)
         if answer is None:
             return [Told.UNCONFIRMED] * len(events)
         named = {item.echo.get("parentguid"): item.errors for item in answer.unprocessed if item.echo}
@@ -82,12 +85,12 @@ def _() -> Any:
             for event in events
         ]
 
-    return replace(_flush, "attribute", attribute)
+    return replace(sender, "attribute", attribute)
 
 
 @bug("a 2xx that cannot be read is taken for a good one")
 def _() -> Any:
-    return replace(_wire, "says_all_processed", lambda body, count: True)
+    return replace(encoding, "says_all_processed", lambda body, count: True)
 
 
 @bug("what cannot be told is rejected")
@@ -115,7 +118,7 @@ def _() -> Any:
     def lenient(status: int) -> Meaning:
         return Meaning.AGAIN if status in (502, 504) else judge(status)
 
-    return replace(_flush, "judge", lenient)
+    return replace(sender, "judge", lenient)
 
 
 @bug("the receipt keeps a possible duplicate to itself")
@@ -231,8 +234,8 @@ def _() -> Any:
     def add(self: Any, session_id: str, item: Any, *, now: float) -> bool:
         is_due = original(self, session_id, item, now=now)
         session = self._shards[hash(session_id) % 64].get(session_id)
-        if session is not None and session.after is not _batching._NOWHERE and not is_due:
-            _batching._unlink(session)
+        if session is not None and session.after is not batching._NOWHERE and not is_due:
+            batching._unlink(session)
             session.opened_at = now
             self._opening.append(session)
         return is_due
@@ -327,7 +330,11 @@ def _() -> Any:
     original = FlushWorkers._on_reply
 
     def on_reply(self: Any, part: Any, reply: Any) -> Any:
-        if isinstance(reply, Reply) and 200 <= reply.status <= 299 and _wire.read_answer(reply.body) is None:
+        if (
+            isinstance(reply, Reply)
+            and 200 <= reply.status <= 299
+            and encoding.read_answer(reply.body) is None
+        ):
             return self._again(part, "unreadable", reply)
         return original(self, part, reply)
 
@@ -341,12 +348,12 @@ def _() -> Any:
 
 @bug("Retry-After is not heeded")
 def _() -> Any:
-    return replace(_retry, "parse_retry_after", lambda value, *, now: 0.0)
+    return replace(retry_, "parse_retry_after", lambda value, *, now: 0.0)
 
 
 @bug("a retry comes too soon")
 def _() -> Any:
-    return replace(_retry, "next_wait", lambda policy, *, retry_after, random: max(0.5, retry_after))
+    return replace(retry_, "next_wait", lambda policy, *, retry_after, random: max(0.5, retry_after))
 
 
 @bug("one attempt too many")

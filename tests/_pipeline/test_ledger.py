@@ -13,8 +13,8 @@ from rokt_events_async import (
     EmitterClosedError,
     QueueFullError,
 )
-from rokt_events_async._ledger import Ledger
-from rokt_events_async._observing import Observers
+from rokt_events_async._pipeline.hooks import Observers
+from rokt_events_async._pipeline.ledger import Ledger
 from tests.samples import delivery
 
 

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from rokt_events_async import RetryPolicy, _retry
+from rokt_events_async import RetryPolicy
+from rokt_events_async._pipeline import retry as retry_
 
 NOW = datetime(2026, 5, 4, 12, 0, 0, tzinfo=UTC)
 
@@ -42,7 +43,7 @@ NOW = datetime(2026, 5, 4, 12, 0, 0, tzinfo=UTC)
 )
 def test_retry_after_in_both_forms(value: str | None, seconds: float) -> None:
     """Seconds or a date, cut to a minute; 0 for what makes no sense."""
-    assert _retry.parse_retry_after(value, now=NOW) == seconds
+    assert retry_.parse_retry_after(value, now=NOW) == seconds
 
 
 def test_a_wait_is_the_policys_or_what_the_server_asked_for() -> None:
@@ -50,8 +51,8 @@ def test_a_wait_is_the_policys_or_what_the_server_asked_for() -> None:
     policy = RetryPolicy()
     luck = random.Random(1)
 
-    assert all(1 <= _retry.next_wait(policy, retry_after=0, random=luck) <= 2 for _ in range(100))
-    assert _retry.next_wait(policy, retry_after=30, random=luck) == 30
+    assert all(1 <= retry_.next_wait(policy, retry_after=0, random=luck) <= 2 for _ in range(100))
+    assert retry_.next_wait(policy, retry_after=30, random=luck) == 30
 
 
 async def test_repeat_waits_as_told_until_there_is_nothing_more() -> None:
@@ -65,6 +66,6 @@ async def test_repeat_waits_as_told_until_there_is_nothing_more() -> None:
         times.append(loop.time() - started)
         return waits.pop(0)
 
-    await _retry.repeat(attempt, wait=1.0)
+    await retry_.repeat(attempt, wait=1.0)
 
     assert times == [pytest.approx(1, abs=0.01), pytest.approx(4, abs=0.01), pytest.approx(8, abs=0.01)]

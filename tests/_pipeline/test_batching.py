@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
-from rokt_events_async._batching import Batches, Session
+from rokt_events_async._pipeline.batching import Batches, Session
 
 
 def make(max_batch_size: int = 3, interval: float = 10.0) -> Batches[str]:

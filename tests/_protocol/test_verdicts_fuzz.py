@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from rokt_events_async import PartnerEvent, _wire
-from rokt_events_async._answers import Rejected, Told, Verdict, attribute
-from rokt_events_async._transport import MAX_BODY
+from rokt_events_async import PartnerEvent
+from rokt_events_async._pipeline.transport import MAX_BODY
+from rokt_events_async._protocol import encoding
+from rokt_events_async._protocol.verdicts import Rejected, Told, Verdict, attribute
 from tests.samples import NOW, event
 
 ANSWERS = 20_000
@@ -137,9 +138,9 @@ def test_no_answer_raises_and_none_delivers_without_proof(number: int) -> None:
         body = answer(luck, events)
         verdicts = attribute(events, body)
         check(verdicts, body, events)
-        if _wire.says_all_processed(body, len(events)):
+        if encoding.says_all_processed(body, len(events)):
             assert verdicts == [Told.DELIVERED] * len(events), body
-        _wire.read_errors(body)
+        encoding.read_errors(body)
         reached |= {type(verdict) if isinstance(verdict, Rejected) else verdict for verdict in verdicts}
 
     assert reached == {Rejected, Told.DELIVERED, Told.UNCONFIRMED}

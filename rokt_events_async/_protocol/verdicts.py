@@ -29,8 +29,8 @@ from typing import Any, Final
 
 import attrs
 
-from rokt_events_async import _wire
-from rokt_events_async._wire import Answer, Unprocessed
+from rokt_events_async._protocol import encoding
+from rokt_events_async._protocol.encoding import Answer, Unprocessed
 from rokt_events_async.errors import ApiError
 from rokt_events_async.events import DEFAULT_TIME, PartnerEvent
 
@@ -125,7 +125,7 @@ _ECHOES_PER_EVENT: Final = 4
 
 def attribute(events: Sequence[PartnerEvent], body: bytes | None) -> list[Verdict]:
     """What the body of a 2xx says of each event that was sent, in their order."""
-    answer = _wire.read_answer(body)
+    answer = encoding.read_answer(body)
     if answer is None:
         return [Told.UNCONFIRMED] * len(events)
     if answer.processed == len(events) and not answer.unprocessed:
@@ -151,7 +151,7 @@ class _Matching:
         unprocessed = len(answer.unprocessed)
         self._adds_up = answer.processed + unprocessed == len(events)
         self._all_refused = answer.processed == 0 and unprocessed == len(events)
-        self._keys = [_wire.encode(event) for event in events]
+        self._keys = [encoding.encode(event) for event in events]
         sent = [_Sent(event) for event in events]
         self._fits = [[_fit(echo, one) for one in sent] for echo in self._echoes]
         self._named: dict[int, int] = {}  # event: echo
@@ -265,7 +265,7 @@ class _Sent:
         self.session_id = _as_id(event.session_id)
         self.parent_guid = _as_id(event.parent_guid)
         self.client_unique_id = event.client_unique_id
-        self.time = _wire.parse_time(_wire.format_time(event.event_time))
+        self.time = encoding.parse_time(encoding.format_time(event.event_time))
         self.metadata = Counter((pair.name, pair.value) for pair in event.metadata)
 
 
@@ -310,7 +310,7 @@ def _fit_time(value: Any, sent: datetime) -> _Fit:
     if value is None or value == "":
         return _Fit.SILENT
     try:
-        moment = _wire.parse_time(value)
+        moment = encoding.parse_time(value)
     except (TypeError, ValueError):
         return _Fit.NONE
     if moment == DEFAULT_TIME:
@@ -339,7 +339,7 @@ def _metadata_is_silent(unprocessed: Unprocessed) -> bool:
 def _read_pairs(value: Any) -> Counter[tuple[str, str]] | None:
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         return None
-    pairs = [_wire.lower_keys(item) for item in value]
+    pairs = [encoding.lower_keys(item) for item in value]
     named: list[tuple[Any, Any]] = [(pair.get("name"), pair.get("value") or "") for pair in pairs]
     if not all(isinstance(name, str) and isinstance(text, str) for name, text in named):
         return None

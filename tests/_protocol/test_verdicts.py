@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rokt_events_async import ApiError, PartnerEvent, _wire
-from rokt_events_async._answers import Meaning, Rejected, Told, Verdict, attribute, judge
+from rokt_events_async import ApiError, PartnerEvent
+from rokt_events_async._protocol import encoding
+from rokt_events_async._protocol.verdicts import Meaning, Rejected, Told, Verdict, attribute, judge
 from rokt_events_async.sandbox import ECHO_FORMS, Echo
 from rokt_events_async.sandbox.echoes import write_verdicts
 from rokt_events_async.sandbox.rules import Judged, Problem
@@ -345,7 +346,7 @@ def test_attribution_is_the_truth_or_says_that_it_does_not_know(
     switches = {name: data.draw(st.booleans(), label=name) for name in SWITCHES if name != "foreign"}
     is_foreign = data.draw(st.sampled_from([False, False, False, True]))
     offset = data.draw(st.sampled_from([0, 0, 0, 0, 1, -1]))
-    body = _wire.join([_wire.encode(one) for one in events])
+    body = encoding.join([encoding.encode(one) for one in events])
     judged = judge_body(body, now=NOW)
     assert isinstance(judged, list)
     truth = [
@@ -357,8 +358,8 @@ def test_attribution_is_the_truth_or_says_that_it_does_not_know(
 
     verdicts = attribute(events, written.body)
 
-    for key in {_wire.encode(one) for one in events}:
-        alike = [index for index, one in enumerate(events) if _wire.encode(one) == key]
+    for key in {encoding.encode(one) for one in events}:
+        alike = [index for index, one in enumerate(events) if encoding.encode(one) == key]
         assert _count(verdicts, alike, Told.DELIVERED) <= sum(not refused[index] for index in alike)
         assert _count(verdicts, alike, REFUSED_BY_TEST) <= sum(refused[index] for index in alike)
     if form == Echo(shuffle=form.shuffle, only_200=form.only_200, pascal_case=form.pascal_case) and _is_plain(

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final, get_args
 
-from rokt_events_async._observing import Observers
+from rokt_events_async._pipeline.hooks import Observers
 from rokt_events_async.errors import DeliveryError, EmitterClosedError, Outcome, QueueFullError
 from rokt_events_async.outcomes import Delivery, DrainReport, EmitterStats, Receipt, receipt_for
 

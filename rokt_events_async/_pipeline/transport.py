@@ -24,7 +24,7 @@ from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 from yarl import URL
 
-from rokt_events_async._answers import NoReply, Reply
+from rokt_events_async._protocol.verdicts import NoReply, Reply
 from rokt_events_async.settings import Credentials
 
 MAX_BODY: Final = 256 * 1024

@@ -416,7 +416,7 @@ async def test_a_fault_in_a_worker_settles_its_batch_and_is_logged(
 
     async with emitter_for(sandbox) as emitter:
         with monkeypatch.context() as patch:
-            patch.setattr("rokt_events_async._wire.says_all_processed", broken)
+            patch.setattr("rokt_events_async._protocol.encoding.says_all_processed", broken)
             with pytest.raises(DeliveryUnconfirmedError, match="a fault in the library"):
                 await emitter.deliver(event())
 

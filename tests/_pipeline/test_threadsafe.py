@@ -30,8 +30,8 @@ from rokt_events_async import (
     Receipt,
     WrongContextError,
 )
-from rokt_events_async import _threads as threads_module
 from rokt_events_async import emitter as emitter_module
+from rokt_events_async._pipeline import threadsafe as threads_module
 from rokt_events_async.sandbox import Sandbox
 from tests.samples import CREDENTIALS, NOW, Clock, event
 

@@ -35,12 +35,13 @@ from contextvars import Context
 from datetime import datetime, timedelta
 from typing import Final
 
-from rokt_events_async import _retry, _wire
-from rokt_events_async._answers import Meaning, NoReply, Rejected, Reply, Told, attribute, judge
-from rokt_events_async._batching import Batches, Session
-from rokt_events_async._ledger import Ledger
-from rokt_events_async._observing import Observers, log
-from rokt_events_async._transport import Request, Transport
+from rokt_events_async._pipeline import retry as retry_
+from rokt_events_async._pipeline.batching import Batches, Session
+from rokt_events_async._pipeline.hooks import Observers, log
+from rokt_events_async._pipeline.ledger import Ledger
+from rokt_events_async._pipeline.transport import Request, Transport
+from rokt_events_async._protocol import encoding
+from rokt_events_async._protocol.verdicts import Meaning, NoReply, Rejected, Reply, Told, attribute, judge
 from rokt_events_async.errors import (
     ApiError,
     CredentialsRefusedError,
@@ -149,7 +150,7 @@ class FlushWorkers:
         max_concurrency: int,
         request_timeout: float,
         clock: Callable[[], datetime],
-        random: _retry.Random,
+        random: retry_.Random,
         loop: asyncio.AbstractEventLoop,
         context: Context,
     ) -> None:
@@ -341,7 +342,7 @@ class FlushWorkers:
                 part = parts[-1]
                 wait = await self._attempt(part)
                 if wait is not None:
-                    await _retry.repeat(functools.partial(self._attempt, part), wait=wait)
+                    await retry_.repeat(functools.partial(self._attempt, part), wait=wait)
                 parts.pop()
                 parts.extend(reversed(part.halves))
         except Exception as fault:  # noqa: BLE001 -- whatever the fault, its events are to be settled
@@ -391,7 +392,7 @@ class FlushWorkers:
         self._observers.tell(self._observers.request, report)
 
     def _next_request(self, part: _Part) -> Request:
-        part.request = Request(_wire.join([delivery.wire for delivery in part.deliveries]))
+        part.request = Request(encoding.join([delivery.wire for delivery in part.deliveries]))
         part.attempts += 1
         self.requests += 1
         self.retries += part.is_again
@@ -474,8 +475,8 @@ class FlushWorkers:
             self._give_up(part, part.deliveries, f"{reason}, {attempts}")
             return None
         value = reply.headers.get("Retry-After") if reply else None
-        retry_after = _retry.parse_retry_after(value, now=self._clock())
-        wait = _retry.next_wait(self._policy, retry_after=retry_after, random=self._random)
+        retry_after = retry_.parse_retry_after(value, now=self._clock())
+        wait = retry_.next_wait(self._policy, retry_after=retry_after, random=self._random)
         overdue = part.take_front(self._overdue_by(self.now() + wait))
         self._give_up(part, overdue, f"{reason}, and its deadline falls before the next attempt")
         if not part.deliveries:
@@ -489,7 +490,7 @@ class FlushWorkers:
 
     def _on_answer(self, part: _Part, reply: Reply) -> None:
         self._refusals = 0
-        if _wire.says_all_processed(reply.body, len(part.deliveries)):
+        if encoding.says_all_processed(reply.body, len(part.deliveries)):
             self._deliver(part, part.deliveries)
             return
         verdicts = attribute([delivery.event for delivery in part.deliveries], reply.body)
@@ -533,7 +534,7 @@ class FlushWorkers:
             self._end(part, delivery, error, reason, errors)
 
     def _read_errors(self, reply: Reply) -> tuple[ApiError, ...]:
-        return self._without_secret(_wire.read_errors(reply.body))
+        return self._without_secret(encoding.read_errors(reply.body))
 
     def _without_secret(self, errors: tuple[ApiError, ...]) -> tuple[ApiError, ...]:
         """What a server says of a request may repeat its headers; the secret goes no further."""

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rokt_events_async import ApiError, EventType, InvalidEventError, NameValuePair, PartnerEvent, _wire
+from rokt_events_async import ApiError, EventType, InvalidEventError, NameValuePair, PartnerEvent
+from rokt_events_async._protocol import encoding
 from rokt_events_async.sandbox import rules
 from tests.samples import NOW, event
 
@@ -51,20 +52,20 @@ def events(draw: st.DrawFn) -> PartnerEvent:
 @given(events())
 def test_encoding_by_hand_is_what_cattrs_says(made: PartnerEvent) -> None:
     """Byte for byte."""
-    assert _wire.encode(made) == orjson.dumps(_wire.CONVERTER.unstructure(made))
-    assert list(orjson.loads(_wire.encode(made))) == list(made.to_dict())
+    assert encoding.encode(made) == orjson.dumps(encoding.CONVERTER.unstructure(made))
+    assert list(orjson.loads(encoding.encode(made))) == list(made.to_dict())
 
 
 def test_metadata_is_written_once_and_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each event carries its own, however many others there were; memory is bounded."""
-    monkeypatch.setattr(_wire, "_MAX_WRITTEN", 3)
-    monkeypatch.setattr(_wire, "_written", {})
+    monkeypatch.setattr(encoding, "_MAX_WRITTEN", 3)
+    monkeypatch.setattr(encoding, "_written", {})
     made = [event(metadata={"number": str(number)}).stamped(NOW) for number in range(10)]
     for _ in range(2):
         for one in made:
-            wire = json.loads(_wire.encode(one))
+            wire = json.loads(encoding.encode(one))
             assert wire["metadata"] == [{"name": "number", "value": one.metadata[0].value}]
-            assert len(_wire._written) <= 3
+            assert len(encoding._written) <= 3
 
 
 @given(events(), st.integers(-1500, 1500))
@@ -73,12 +74,12 @@ def test_a_stamp_is_good_to_the_end_of_its_millisecond(made: PartnerEvent, micro
     time = made.event_time
     assert time is not None
     assume(datetime(1, 1, 3, tzinfo=UTC) < time < datetime(9999, 12, 30, tzinfo=UTC))
-    stamp = _wire.Stamp.at(time + timedelta(microseconds=microseconds))
+    stamp = encoding.Stamp.at(time + timedelta(microseconds=microseconds))
 
     if stamp.since <= time < stamp.until:
-        assert _wire.encode(made, stamp.text) == _wire.encode(made)
+        assert encoding.encode(made, stamp.text) == encoding.encode(made)
     else:
-        assert time < stamp.since or _wire.encode(made, stamp.text) != _wire.encode(made)
+        assert time < stamp.since or encoding.encode(made, stamp.text) != encoding.encode(made)
 
 
 @given(events())
@@ -96,7 +97,7 @@ def test_dictionaries_go_both_ways(made: PartnerEvent) -> None:
 def test_a_body_is_what_the_second_reading_reads(batch: list[PartnerEvent]) -> None:
     """The sandbox's rules, which share no code with this, find the same values."""
     one_session = [PartnerEvent.from_dict(made.to_dict() | {"sessionId": "s"}) for made in batch]
-    judged = rules.judge(_wire.join(map(_wire.encode, one_session)), now=NOW)
+    judged = rules.judge(encoding.join(map(encoding.encode, one_session)), now=NOW)
 
     assert isinstance(judged, list)
     for item, made in zip(judged, one_session, strict=True):
@@ -127,7 +128,7 @@ def test_the_example_of_the_specification() -> None:
 )
 def test_times_have_exactly_three_digits_truncated(moment: datetime, text: str) -> None:
     """`…T07:11:01.711Z`, never rounded into the future."""
-    assert _wire.format_time(moment) == text
+    assert encoding.format_time(moment) == text
 
 
 def test_pairs_are_read_in_either_case() -> None:
@@ -193,7 +194,7 @@ def test_dictionaries_that_are_no_event(data: Any, expected: list[str]) -> None:
 )
 def test_the_errors_of_a_refusal(body: bytes | None, errors: tuple[ApiError, ...]) -> None:
     """The specification's shape, a framework's problem document, or nothing readable."""
-    assert _wire.read_errors(body) == errors
+    assert encoding.read_errors(body) == errors
 
 
 def test_an_api_error_reads_well() -> None:
