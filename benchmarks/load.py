@@ -7,7 +7,7 @@ import asyncio
 from benchmarks.sink import MARK
 from rokt_events_async import Credentials, EventType, PartnerEvent
 from rokt_events_async._pipeline.transport import Request
-from rokt_events_async._protocol.verdicts import Reply
+from rokt_events_async._protocol.replies import Reply
 
 CREDENTIALS = Credentials(pub_id="rpub-bench", secret="rsec-bench", tag_id="1234567890")
 

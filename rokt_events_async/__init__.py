@@ -1,28 +1,34 @@
-"""Delivers events to Rokt's Server Events API from inside an asyncio application."""
+"""An asyncio client for Rokt's Server Events API: batching, retries, a definite outcome for every event."""
 
 from rokt_events_async.emitter import Emitter
 from rokt_events_async.errors import (
     ApiError,
-    CredentialsRefusedError,
-    DeliveryError,
-    DeliveryFailedError,
-    DeliveryUnconfirmedError,
     EmitterClosedError,
     EmitterNotStartedError,
-    EventExpiredError,
     EventProblem,
-    EventRejectedError,
     InvalidEventError,
     InvalidSettingError,
-    Outcome,
     QueueFullError,
     RoktEventsError,
     WrongContextError,
 )
 from rokt_events_async.events import EventType, NameValuePair, PartnerEvent
 from rokt_events_async.observers import LoggingObserver, Observer, RequestReport, RetryReport
-from rokt_events_async.outcomes import Delivery, DrainReport, EmitterStats, Receipt
+from rokt_events_async.outcomes import (
+    CredentialsRefusedError,
+    Delivery,
+    DeliveryError,
+    DeliveryFailedError,
+    DeliveryUnconfirmedError,
+    DrainReport,
+    EmitterStats,
+    EventExpiredError,
+    EventRejectedError,
+    Outcome,
+    Receipt,
+)
 from rokt_events_async.settings import DEMO, PRODUCTION, Credentials, RetryPolicy
+from rokt_events_async.tracker import Tracker
 
 __version__ = "0.1.0"
 
@@ -58,5 +64,6 @@ __all__ = [
     "RetryPolicy",
     "RetryReport",
     "RoktEventsError",
+    "Tracker",
     "WrongContextError",
 ]

@@ -1,6 +1,6 @@
 """What an event is, and when it is valid (specification, "PartnerEvent" to "Event type").
 
-What needs no clock is found when the event is built; `time_problems` takes the clock's `now`. All
+Constructing an event checks all that needs no clock; `time_problems` takes the clock's `now`. All
 problems of an event are reported at once.
 """
 
@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import attrs
 
+from rokt_events_async._fields import DictView, problem
 from rokt_events_async.errors import EventProblem, InvalidEventError
 
 MAX_AHEAD: Final = timedelta(minutes=5)
@@ -24,14 +25,13 @@ MAX_AGE: Final = timedelta(days=3)
 """How far in the past an event's time may lie (specification, "NameValuePair", note)."""
 
 DEFAULT_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)
-"""What the API takes for no time at all ("EventTime is null or default")."""
+"""The time that the API treats as missing ("EventTime is null or default")."""
 
-_SHOWN: Final = 60
 _WARNINGS: Final = 1000
 
 
 class EventType(StrEnum):
-    """The event types of the specification. The API grows: any other non-empty string is let through."""
+    """The event types of the specification. The API grows: any other non-empty string is accepted too."""
 
     SIGNAL_IMPRESSION = "SignalImpression"
     """A placement, slot or creative is rendered and visible to the customer."""
@@ -49,10 +49,10 @@ _warned_types: set[str] = set()
 
 @attrs.frozen(weakref_slot=False)
 class NameValuePair:
-    """A piece of metadata (specification, "NameValuePair"). The name must not be empty.
+    """One name and value of an event's metadata (specification, "NameValuePair").
 
     Raises:
-        InvalidEventError: A name or value is no string, or cannot be encoded, or the name is empty.
+        InvalidEventError: The name or the value is no string or cannot be encoded, or the name is empty.
     """
 
     name: str
@@ -72,16 +72,16 @@ Metadata = Mapping[str, str] | Iterable[NameValuePair] | None
 
 
 class _PairDraft:
-    """A pair that is being filled: the slots of `NameValuePair`, whose class it takes on when it is done.
+    """A pair that is being filled: it has the slots of `NameValuePair`, and takes on that class when filled.
 
-    That is three times as fast as writing past a frozen class field by field.
+    That is three times as fast as writing the fields of a frozen instance one by one.
     """
 
     __slots__ = ("name", "value")
 
 
 def unchecked_pair(name: Any, value: Any) -> NameValuePair:
-    """A pair that its event checks, rather than itself: its problems belong to the event's."""
+    """Returns a pair that the event checks, so that its problems are reported with the event's."""
     draft: Any = _PairDraft()
     draft.name = name
     draft.value = value
@@ -94,22 +94,21 @@ def unchecked_pair(name: Any, value: Any) -> NameValuePair:
 class PartnerEvent:
     """One thing that a customer saw or did (specification, "PartnerEvent").
 
-    Immutable, and valid once it is built, its time window aside: that needs a clock, and `track()`
-    checks it.
+    Immutable, and valid once it is constructed. Only its time window needs a clock: `track()` checks that.
 
     Args:
-        event_type: An `EventType`, or another non-empty string, which is let through with one
-            warning a name.
+        event_type: An `EventType`, or another non-empty string, which is accepted with one warning per
+            name.
         session_id: The session of the `/offers` response; opaque, not empty.
         parent_guid: The instance guid of the placement, slot, creative or response option; not empty.
         client_unique_id: The partner's transaction id, the same for all events of one transaction;
             not empty.
         metadata: A mapping of strings, or `NameValuePair` objects; names must not be empty.
-        event_time: When it happened, as an aware datetime, kept in UTC and sent in whole
-            milliseconds, truncated. Left out, `track()` stamps the moment at which it was called.
+        event_time: When it happened, as an aware datetime. It is kept in UTC and sent in whole
+            milliseconds, truncated. Without it, `track()` stamps the time of the call.
 
     Raises:
-        InvalidEventError: All that is wrong with it, at once.
+        InvalidEventError: All problems of the event, at once.
     """
 
     event_type: EventType | str
@@ -132,7 +131,7 @@ class PartnerEvent:
         if type(event_type) is not EventType:
             event_type = _to_event_type(event_type)
         pairs = _plain_pairs(metadata)
-        # Valid beyond doubt, as nearly all are: a known type, ASCII throughout.
+        # Nearly all events are plainly valid: a known type, ASCII throughout.
         if not (
             pairs is not None
             and type(event_type) is EventType
@@ -171,7 +170,7 @@ class PartnerEvent:
         metadata: Metadata = None,
         event_time: datetime | None = None,
     ) -> PartnerEvent:
-        """A `SIGNAL_IMPRESSION`: `parent_guid` is a placement's, slot's or creative's guid."""
+        """Returns a `SIGNAL_IMPRESSION`; `parent_guid` is the guid of a placement, slot or creative."""
         return cls(
             event_type=EventType.SIGNAL_IMPRESSION,
             session_id=session_id,
@@ -191,7 +190,7 @@ class PartnerEvent:
         metadata: Metadata = None,
         event_time: datetime | None = None,
     ) -> PartnerEvent:
-        """A `SIGNAL_VIEWED`: `parent_guid` is a creative's guid."""
+        """Returns a `SIGNAL_VIEWED`; `parent_guid` is the guid of a creative."""
         return cls(
             event_type=EventType.SIGNAL_VIEWED,
             session_id=session_id,
@@ -211,7 +210,7 @@ class PartnerEvent:
         metadata: Metadata = None,
         event_time: datetime | None = None,
     ) -> PartnerEvent:
-        """A `SIGNAL_RESPONSE`: `parent_guid` is a response option's guid."""
+        """Returns a `SIGNAL_RESPONSE`; `parent_guid` is the guid of a response option."""
         return cls(
             event_type=EventType.SIGNAL_RESPONSE,
             session_id=session_id,
@@ -223,29 +222,27 @@ class PartnerEvent:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PartnerEvent:
-        """Reads the wire's names (`eventType`, `sessionId`, …); metadata pairs in either case.
+        """Returns the event that a dictionary in the wire's names describes (`eventType`, `sessionId`, …).
+
+        The names of metadata pairs are read in either case.
 
         Raises:
-            InvalidEventError: All that is wrong with it, at once, unknown names included.
+            InvalidEventError: All problems at once, unknown names included.
         """
-        from rokt_events_async._protocol import encoding  # noqa: PLC0415 -- it imports the models
-
-        return encoding.structure_event(data)
+        return _dict_view.from_dict(data)
 
     def to_dict(self) -> dict[str, Any]:
-        """The event in the wire's names, as it would be sent; `from_dict` reads it back.
+        """Returns the event in the wire's names, as it would be sent; `from_dict` reads it back.
 
         The time is in whole milliseconds; an event not yet stamped has none.
         """
-        from rokt_events_async._protocol import encoding  # noqa: PLC0415 -- it imports the models
-
-        return encoding.unstructure_event(self)
+        return _dict_view.to_dict(self)
 
     def stamped(self, now: datetime) -> PartnerEvent:
-        """The event itself if it has a time, otherwise a copy that happened `now`, which is in UTC."""
+        """Returns the event itself if it has a time, otherwise a copy with the time `now`, in UTC."""
         if self.event_time is not None:
             return self
-        draft: Any = _EventDraft()  # All that it takes over has been checked already.
+        draft: Any = _EventDraft()  # The fields have been checked already.
         draft.event_type = self.event_type
         draft.event_time = now
         draft.session_id = self.session_id
@@ -264,27 +261,29 @@ class _EventDraft:
 
 
 _thaw: Final = object.__setattr__
-"""Past the class that forbids it: an event becomes a draft for as long as its fields are written."""
+"""Writes to a frozen instance: an event becomes a draft while its fields are written."""
+
+_dict_view: Final = DictView(PartnerEvent, unchecked_pair)
 
 
 def _plain_pairs(metadata: Metadata) -> tuple[NameValuePair, ...] | None:
-    """The pairs of metadata that is valid beyond doubt, or `None`."""
+    """Returns the pairs of plainly valid metadata, or `None`."""
     if metadata is None:
         return ()
     if type(metadata) is not dict:
         return None
     try:
         return _pairs_of(tuple(metadata.items()))
-    except TypeError:  # Also where something in it cannot be hashed, and so is no string.
+    except TypeError:  # Also raised if an item cannot be hashed, and so is no string.
         return None
 
 
 @functools.lru_cache(maxsize=1024)
 def _pairs_of(items: tuple[tuple[Any, Any], ...]) -> tuple[NameValuePair, ...]:
-    """The same pairs for the same metadata, as most of it is: that saves 100 bytes an event.
+    """Returns one shared tuple for equal metadata, which saves 100 bytes per event.
 
     Raises:
-        TypeError: It is not valid beyond doubt. (An exception is not kept: what is equal may be.)
+        TypeError: The metadata is not plainly valid. (Exceptions are not cached: equal items may be valid.)
     """
     for name, value in items:
         if not (type(name) is type(value) is str and name and name.isascii() and value.isascii()):
@@ -296,7 +295,7 @@ def _is_plain_time(moment: datetime) -> bool:
     return type(moment) is datetime and moment.tzinfo is UTC and moment != DEFAULT_TIME
 
 
-# The long way, for everything else.
+# The slow path, for everything else.
 
 
 def _to_event_type(value: EventType | str) -> EventType | str:
@@ -313,7 +312,7 @@ def _to_utc(value: datetime | None) -> datetime | None:
 
 
 def _to_pairs(value: Metadata) -> tuple[NameValuePair, ...]:
-    """The pairs as a tuple; what is not valid is left for `_problems` to report, all at once."""
+    """Returns the pairs as a tuple. Invalid items stay, so that `_problems` reports them all at once."""
     if value is None:
         return ()
     if isinstance(value, Mapping):
@@ -340,7 +339,7 @@ _MISSING: Final = {
     "session_id": "SessionIdMissing",
     "parent_guid": "ParentGuidIsMissing",
 }
-"""The codes that the API has for a missing one (specification, 207 example)."""
+"""The API's code for a missing value, by field (specification, 207 example)."""
 
 
 def _metadata_problems(metadata: Any) -> Iterator[EventProblem]:
@@ -386,7 +385,7 @@ def _time_form_problems(value: Any) -> Iterator[EventProblem]:
 
 
 def time_problems(event_time: datetime, *, now: datetime) -> tuple[EventProblem, ...]:
-    """What is wrong with an event's time at the moment `now`: too far ahead, or too old.
+    """Returns what is wrong with an event's time at the moment `now`: too far ahead, or too old.
 
     Both bounds are inclusive (specification, "NameValuePair", note).
     """
@@ -400,26 +399,12 @@ def time_problems(event_time: datetime, *, now: datetime) -> tuple[EventProblem,
 
 
 def is_expired(event_time: datetime, *, now: datetime) -> bool:
-    """Whether the API would refuse the event for its age."""
+    """Returns True if the API would refuse the event for its age."""
     return now - event_time > MAX_AGE
 
 
-def problem(field: str, value: Any, rule: str, code: str | None = None) -> EventProblem:
-    """A problem with its message; the value is shown as Python would, shortened."""
-    shown = value.isoformat() if isinstance(value, datetime) else ascii(_shortened(value))
-    if len(shown) > _SHOWN:
-        shown = f"{shown[: _SHOWN - 3]}..."
-    message = f"{field} {rule}, got {shown}"
-    return EventProblem(code=code, message=message, field=field, value=shown, rule=rule)
-
-
-def _shortened(value: Any) -> Any:
-    """A huge string is not to be escaped whole only to be cut."""
-    return value[:_SHOWN] if isinstance(value, (str, bytes)) else value
-
-
 def _warn_unknown(event_type: str) -> None:
-    """One warning a name; names are bounded, for they may come from outside."""
+    """Warns once per name. The number of names is bounded, because they may come from outside."""
     if event_type in _warned_types or len(_warned_types) >= _WARNINGS:
         return
     _warned_types.add(str(event_type))

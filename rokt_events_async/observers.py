@@ -16,8 +16,15 @@ from typing import Any, Final
 
 import attrs
 
-from rokt_events_async.errors import CredentialsRefusedError, DeliveryError, EventRejectedError, Outcome
-from rokt_events_async.outcomes import Delivery, DrainReport, Receipt
+from rokt_events_async.outcomes import (
+    CredentialsRefusedError,
+    Delivery,
+    DeliveryError,
+    DrainReport,
+    EventRejectedError,
+    Outcome,
+    Receipt,
+)
 from rokt_events_async.settings import check_count, check_number
 
 

@@ -1,15 +1,100 @@
-"""What a caller gets back: the `Delivery` of an event, its `Receipt`, the reports of an emitter."""
+"""What a caller gets back: the `Delivery` of an event, its `Receipt` or `DeliveryError`, and the reports.
+
+```
+RoktEventsError
+└── DeliveryError                            an accepted event was not delivered
+    ├── EventRejectedError                   Rokt refused the event's content
+    ├── EventExpiredError                    the event became older than 3 days before it could be sent
+    ├── DeliveryFailedError                  gave up for a reason unrelated to the content; never accepted
+    │   └── CredentialsRefusedError          Rokt answered 401 or 403
+    └── DeliveryUnconfirmedError             Rokt may or may not have accepted the event
+```
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import attrs
 
-if TYPE_CHECKING:
-    from rokt_events_async.errors import DeliveryError, Outcome
-    from rokt_events_async.events import PartnerEvent
+from rokt_events_async.errors import ApiError, RoktEventsError
+from rokt_events_async.events import PartnerEvent
+
+Outcome = Literal["delivered", "rejected", "expired", "failed", "unconfirmed"]
+"""How an accepted event ends: in exactly one of these."""
+
+
+class DeliveryError(RoktEventsError):
+    """An accepted event was not delivered.
+
+    Attributes:
+        event: The event, with its time stamped.
+        attempts: How many requests carried the event. A connection that could not be made counts.
+        status: The HTTP status of the last answer, `None` if there was none.
+        reason: Why, in the library's own words. It contains nothing of the event or of Rokt's text.
+        outcome: The outcome under which `EmitterStats` counts the event.
+    """
+
+    outcome: ClassVar[Outcome] = "failed"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        event: PartnerEvent,
+        attempts: int = 0,
+        status: int | None = None,
+        reason: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.event = event
+        self.attempts = attempts
+        self.status = status
+        self.reason = reason
+
+
+class EventRejectedError(DeliveryError):
+    """Rokt refused the event: an answer named it, or 400, 413 or 422 refused its request.
+
+    Attributes:
+        errors: Rokt's reasons; empty if the answer gave none.
+    """
+
+    outcome = "rejected"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        event: PartnerEvent,
+        errors: tuple[ApiError, ...] = (),
+        attempts: int = 0,
+        status: int | None = None,
+        reason: str = "",
+    ) -> None:
+        super().__init__(message, event=event, attempts=attempts, status=status, reason=reason)
+        self.errors = errors
+
+
+class EventExpiredError(DeliveryError):
+    """The event became older than 3 days before it could be sent. It was provably never accepted."""
+
+    outcome = "expired"
+
+
+class DeliveryFailedError(DeliveryError):
+    """Gave up for a reason unrelated to the event's content. The event was provably never accepted."""
+
+
+class CredentialsRefusedError(DeliveryFailedError):
+    """Rokt answered 401 or 403: the credentials are wrong, not the event."""
+
+
+class DeliveryUnconfirmedError(DeliveryError):
+    """Rokt may or may not have accepted the event: no readable answer told."""
+
+    outcome = "unconfirmed"
 
 
 class _ReceiptDraft:
@@ -24,8 +109,8 @@ class Receipt:
 
     Attributes:
         event: The event, with its time stamped.
-        attempts: How many requests carried it.
-        maybe_duplicate: Whether an earlier request's answer was lost, so that Rokt may have counted
+        attempts: How many requests carried the event.
+        maybe_duplicate: True if the answer to an earlier request was lost, so that Rokt may have counted
             the event before (the API has no idempotency key).
         outcome: `"delivered"`, as `EmitterStats` counts it.
     """
@@ -38,7 +123,7 @@ class Receipt:
 
 
 def receipt_for(event: PartnerEvent, attempts: int, maybe_duplicate: bool) -> Receipt:  # noqa: FBT001 -- as the class
-    """`Receipt(...)`, in a third of the time: it becomes one when it is filled."""
+    """Returns `Receipt(...)` in a third of the time: a draft takes on the class once it is filled."""
     draft: Any = _ReceiptDraft()
     draft.event = event
     draft.attempts = attempts
@@ -49,11 +134,11 @@ def receipt_for(event: PartnerEvent, attempts: int, maybe_duplicate: bool) -> Re
 
 
 class Delivery(asyncio.Future[Receipt]):
-    """The outcome to come of one accepted event. Awaiting it returns a `Receipt` or raises a `DeliveryError`.
+    """The future outcome of one accepted event. Awaiting it returns a `Receipt` or raises a `DeliveryError`.
 
     Cancelling it, or a task that awaits it, detaches the caller: the event is still sent and still
-    counted. To wait with a time-out and keep it, `asyncio.shield` it. One that nobody awaits makes
-    no noise.
+    counted. To wait with a time-out and keep it, use `asyncio.shield`. A delivery that is never awaited
+    makes no noise.
 
     Attributes:
         event: The event, with its time stamped.
@@ -61,14 +146,14 @@ class Delivery(asyncio.Future[Receipt]):
 
     __slots__ = ("accepted_at", "event", "generation", "wire")
 
-    # Set by who makes one: an `__init__` of ours would cost more than the future's own.
+    # Set by the code that makes one: an `__init__` here would cost more than the future's own.
     accepted_at: float
     event: PartnerEvent
     generation: Any
     wire: bytes
 
     def settle(self, outcome: Receipt | DeliveryError) -> None:
-        """Tells the caller, unless the caller has detached or its loop is gone."""
+        """Tells the caller, unless the caller has detached or its loop is closed."""
         self.wire = b""
         if self.done():
             return
@@ -77,7 +162,7 @@ class Delivery(asyncio.Future[Receipt]):
                 self.set_result(outcome)
             else:
                 self.set_exception(outcome)
-                self.exception()  # Marks it as seen: a delivery that nobody awaits makes no noise.
+                self.exception()  # Marks it as retrieved: a delivery that is never awaited makes no noise.
         except RuntimeError:
             if not self.get_loop().is_closed():
                 raise
@@ -85,10 +170,10 @@ class Delivery(asyncio.Future[Receipt]):
 
 @attrs.frozen
 class DrainReport:
-    """What became of the events that were pending when the close began.
+    """The outcomes of the events that were pending when the close began.
 
     Attributes:
-        undelivered: The errors of those that ended other than delivered, each with its event.
+        undelivered: The errors of the events that were not delivered, each with its event.
     """
 
     delivered: int = 0
@@ -108,16 +193,16 @@ class EmitterStats:
     Attributes:
         accepted: Events that `track()` has accepted.
         delivered: Events that Rokt has accepted.
-        rejected: Events that Rokt refused for what they say.
+        rejected: Events whose content Rokt refused.
         expired: Events that became older than 3 days before they could be sent.
         failed: Events given up, and provably never accepted by Rokt.
-        unconfirmed: Events of which no readable answer told.
+        unconfirmed: Events that Rokt may or may not have accepted.
         pending: Events accepted and not settled, those in flight included.
-        pending_bytes: Their size as encoded, in bytes.
-        sessions: Sessions that have events pending.
-        in_flight: Requests under way at this moment.
+        pending_bytes: The size of the pending events as encoded, in bytes.
+        sessions: Sessions with pending events.
+        in_flight: Requests in flight at this moment.
         requests: Requests made so far, those that found no connection included.
-        retries: Requests that were made again after one that failed.
+        retries: Requests that repeated one that failed.
         possible_duplicates: Events sent again after a lost answer.
     """
 

@@ -1,6 +1,6 @@
-"""What an emitter is told at construction: credentials, retry policy, endpoints, limits.
+"""The settings of an emitter: credentials, retry policy, endpoints, limits.
 
-Every value is checked here, once, and refused with its name, its value and what would be right.
+Every value is checked here, once. An error has its name, its value and what would be right.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import ipaddress
 import math
 import os
 from numbers import Real
-from typing import Any, Final, NoReturn
+from typing import Any, Final, Literal, NoReturn, get_args
 
 import attrs
 from yarl import URL
@@ -23,14 +23,17 @@ DEMO: Final = "https://server-api-demo.rokt.com/v1/partner/events"
 """The testing endpoint (specification, "Endpoints"): validates, and counts nothing."""
 
 MAX_BATCH_SIZE: Final = 25
-"""Events a request may carry (specification, "NameValuePair", note)."""
+"""The most events that a request may carry (specification, "NameValuePair", note)."""
 
 
 def check_number(name: str, value: object, *, at_least: float, above: bool = False) -> float:
-    """The value as a float, or an error that says what would be right.
+    """Returns the value as a float.
 
     Args:
-        above: Whether the lower bound itself is excluded.
+        above: Excludes the lower bound itself.
+
+    Raises:
+        InvalidSettingError: It is no finite number within the bounds.
     """
     bounds = f"a finite number {'>' if above else '>='} {at_least:g}"
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -45,7 +48,11 @@ def check_number(name: str, value: object, *, at_least: float, above: bool = Fal
 
 
 def check_count(name: str, value: object, *, at_least: int = 1, at_most: int | None = None) -> int:
-    """The value, or an error that says what would be right."""
+    """Returns the value.
+
+    Raises:
+        InvalidSettingError: It is no whole number within the bounds.
+    """
     bounds = f"a whole number >= {at_least}" if at_most is None else f"{at_least}..{at_most}"
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         _refuse(name, bounds, value)
@@ -54,15 +61,23 @@ def check_count(name: str, value: object, *, at_least: int = 1, at_most: int | N
     return value
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
-    """The value, or an error that lists the choices."""
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> Any:
+    """Returns the value.
+
+    Raises:
+        InvalidSettingError: It is none of the choices.
+    """
     if not isinstance(value, str) or value not in choices:
         _refuse(name, "one of " + ", ".join(map(repr, choices)), value)
     return value
 
 
 def check_endpoint(value: object) -> str:
-    """The URL, or an error: https only (loopback aside), no credentials, no fragment."""
+    """Returns the URL.
+
+    Raises:
+        InvalidSettingError: It is no https URL (http to loopback), or has credentials or a fragment.
+    """
     expected = "an https URL without credentials and fragment (http only to loopback)"
     url = _parse_url(value)
     if url is None or not url.host or url.fragment:
@@ -75,6 +90,17 @@ def check_endpoint(value: object) -> str:
     if url.scheme != "https" and not (url.scheme == "http" and _is_loopback(url.host)):
         _refuse("endpoint", expected, value)
     return str(value)
+
+
+def check_instance(name: str, value: object, cls: type[Any]) -> Any:
+    """Returns the value.
+
+    Raises:
+        InvalidSettingError: It is no instance of the class.
+    """
+    if not isinstance(value, cls):
+        raise InvalidSettingError(f"{name} must be a {cls.__name__}, got {type(value).__name__}")
+    return value
 
 
 def _parse_url(value: object) -> URL | None:
@@ -103,7 +129,7 @@ def _refuse(name: str, expected: str, value: object) -> NoReturn:
 
 
 def _check_header(name: str, value: object, *, is_secret: bool = False) -> None:
-    """What goes into a header must be printable ASCII; a secret is described, never shown."""
+    """Checks that a value can stand in a header. A secret is described in the error, never shown."""
     if isinstance(value, str) and value and value.isascii() and value.isprintable() and " " not in value:
         return
     if not is_secret:
@@ -116,9 +142,9 @@ def _check_header(name: str, value: object, *, is_secret: bool = False) -> None:
 
 @attrs.frozen(repr=False, eq=False)
 class Credentials:
-    """What Rokt hands out to a partner (specification, "Authorization Headers").
+    """The credentials of a partner (specification, "Authorization Headers").
 
-    The secret is in no `repr`, `str`, log, exception or pickle: pickling raises `TypeError`.
+    The secret is in no `repr`, `str`, log, exception or pickle. Pickling raises `TypeError`.
 
     Args:
         pub_id: The client public id, `rpub-…`.
@@ -126,8 +152,8 @@ class Credentials:
         tag_id: The Rokt tag id, an opaque string.
 
     Raises:
-        InvalidSettingError: A value is empty or could not stand in a header, or the secret was given as
-            another.
+        InvalidSettingError: A value is empty or cannot stand in a header, or the secret was passed as
+            another value.
     """
 
     pub_id: str
@@ -181,17 +207,17 @@ def _check_wait(instance: object, attribute: attrs.Attribute[Any], value: object
 
 @attrs.frozen
 class RetryPolicy:
-    """When a request is sent again, and when its events are given up.
+    """When a request is retried, and when its events are given up.
 
     Args:
-        deadline: Seconds an event is tried for, counted from its acceptance.
-        max_attempts: How many times an event's requests may fail before it is given up; `None` leaves
-            it to the deadline.
-        wait: Shortest and longest wait before sending again, in seconds; drawn evenly between them
-            (specification, "Internal Server Errors": 1 to 2 s). A `Retry-After` is a minimum.
-        retry_unconfirmed: Whether to send again what may have been accepted already, its answer being
-            lost. The API has no idempotency key, so it may then count twice; the receipt says so.
-            A 502, 504 or 408 is an answer, and is sent again either way.
+        deadline: The delivery deadline of an event, in seconds since its acceptance.
+        max_attempts: How many requests of an event may fail before it is given up. `None` leaves that to
+            the deadline.
+        wait: The shortest and the longest wait before a retry, in seconds. The wait is drawn evenly between
+            them (specification, "Internal Server Errors": 1 to 2 s). A `Retry-After` is a minimum.
+        retry_unconfirmed: True to retry after a lost answer, though Rokt may have accepted the events. The
+            API has no idempotency key, so they may then count twice; the receipt says so. A 502, 504 or
+            408 is an answer, and is retried either way.
 
     Raises:
         InvalidSettingError: A value is out of bounds.
@@ -209,3 +235,60 @@ class RetryPolicy:
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.retry_unconfirmed, bool):
             _refuse("retry_unconfirmed", "True or False", self.retry_unconfirmed)
+
+
+WhenFull = Literal["wait", "raise", "drop"]
+"""The overflow policies."""
+
+_MAX_CONCURRENCY: Final = 1024
+
+
+def _number(name: str, *, above: bool = False) -> Any:
+    def check(value: object) -> float:
+        return check_number(name, value, at_least=0, above=above)
+
+    return attrs.field(converter=check)
+
+
+def _count(name: str, *, at_most: int | None = None) -> Any:
+    def check(value: object) -> int:
+        return check_count(name, value, at_most=at_most)
+
+    return attrs.field(converter=check)
+
+
+def _check_when_full(value: object) -> WhenFull:
+    choice: WhenFull = check_choice("when_full", value, get_args(WhenFull))
+    return choice
+
+
+def _check_retry(value: object) -> RetryPolicy:
+    policy: RetryPolicy = check_instance("retry", value, RetryPolicy)
+    return policy
+
+
+@attrs.frozen(kw_only=True)
+class EmitterSettings:
+    """The limits and times of one emitter, checked. `Emitter` documents them, and has the defaults.
+
+    Raises:
+        InvalidSettingError: A value is out of bounds.
+    """
+
+    endpoint: str = attrs.field(converter=check_endpoint)
+    flush_interval: float = _number("flush_interval")
+    max_batch_size: int = _count("max_batch_size", at_most=MAX_BATCH_SIZE)
+    max_concurrency: int = _count("max_concurrency", at_most=_MAX_CONCURRENCY)
+    max_pending: int = _count("max_pending")
+    max_pending_bytes: int = _count("max_pending_bytes")
+    when_full: WhenFull = attrs.field(converter=_check_when_full)
+    retry: RetryPolicy = attrs.field(converter=_check_retry)
+    request_timeout: float = _number("request_timeout", above=True)
+    close_timeout: float = _number("close_timeout")
+
+    def __attrs_post_init__(self) -> None:
+        if self.flush_interval >= self.retry.deadline:
+            raise InvalidSettingError(
+                f"flush_interval must be shorter than the retry deadline of {self.retry.deadline:g} s, "
+                f"or events are given up before they are sent, got {self.flush_interval!r}"
+            )

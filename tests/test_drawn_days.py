@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from rokt_events_async import Delivery, Emitter, EmitterClosedError, QueueFullError, RetryPolicy
-from rokt_events_async.cli import claim_of
 from rokt_events_async.sandbox import ECHO_FORMS, FAULTS, Echo, Sandbox
 from rokt_events_async.sandbox.audit import disagreements
+from rokt_events_async.testing import claim_of
 from tests.samples import event
 
 DAYS = [int(os.environ["DAY"])] if "DAY" in os.environ else list(range(40))

@@ -24,7 +24,7 @@ from rokt_events_async import (
     RetryPolicy,
 )
 from rokt_events_async._pipeline.transport import Request
-from rokt_events_async._protocol.verdicts import Reply
+from rokt_events_async._protocol.replies import Reply
 from rokt_events_async.sandbox import Fault, Sandbox
 from tests.samples import CREDENTIALS, Clock, event
 
@@ -494,15 +494,15 @@ async def test_giving_up_a_long_queue_holds_nobody(monkeypatch: pytest.MonkeyPat
         policy = RetryPolicy(deadline=5)
         settings: Any = {"flush_interval": 0, "max_concurrency": 1, "request_timeout": 60, "retry": policy}
         async with emitter_for(down, **settings) as emitter:
-            assert emitter._workers is not None
+            assert emitter._pool is not None
             slices: list[int] = []
-            give_up = emitter._workers._give_up_overdue
+            give_up = emitter._pool._give_up_overdue
 
             def count(deliveries: list[Delivery]) -> None:
                 slices.append(len(deliveries))
                 give_up(deliveries)
 
-            monkeypatch.setattr(emitter._workers, "_give_up_overdue", count)
+            monkeypatch.setattr(emitter._pool, "_give_up_overdue", count)
             started = loop.time()
             for index in range(4000):
                 await emitter.track(event(f"session-{index}"))

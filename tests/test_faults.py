@@ -22,9 +22,9 @@ from rokt_events_async import (
     Receipt,
     RetryPolicy,
 )
-from rokt_events_async.cli import claim_of
 from rokt_events_async.sandbox import ECHO_FORMS, FAULTS, Echo, Fault, Sandbox
 from rokt_events_async.sandbox.audit import disagreements
+from rokt_events_async.testing import claim_of
 from tests.samples import event, unchecked
 
 pytestmark = pytest.mark.filterwarnings("ignore:event type")
@@ -244,7 +244,8 @@ async def test_the_422_example(monkeypatch: pytest.MonkeyPatch) -> None:
     """26 events in one request, which only a fault could send: refused, halved, and nobody is lost."""
     async with Sandbox() as sandbox:
         async with Emitter(sandbox.credentials, endpoint=sandbox.url) as emitter:
-            monkeypatch.setattr(emitter._batches, "_max_batch_size", 26)
+            assert emitter._pool is not None
+            monkeypatch.setattr(emitter._pool._queue, "_max_batch_size", 26)
             receipts = await asyncio.gather(*(emitter.deliver(event()) for _ in range(26)))
 
     assert {receipt.attempts for receipt in receipts} == {2}
@@ -298,12 +299,14 @@ async def test_the_207_example() -> None:
 
 def travel_with(emitter: Emitter, session: str) -> None:
     """Files events without a session under this one, which the public face would never do."""
-    file = emitter._batches.add
+    assert emitter._pool is not None
+    queue = emitter._pool._queue
+    file = queue.add
 
     def add(session_id: str, item: Delivery, *, now: float) -> bool:
         return file(session_id or session, item, now=now)
 
-    emitter._batches.add = add  # type: ignore[method-assign]
+    queue.add = add  # type: ignore[method-assign]
 
 
 async def test_credentials_refused() -> None:

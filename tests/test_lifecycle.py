@@ -26,7 +26,7 @@ from rokt_events_async import (
     Receipt,
     WrongContextError,
 )
-from rokt_events_async import emitter as emitter_module
+from rokt_events_async._pipeline import context as context_module
 from rokt_events_async._pipeline import transport as transport_module
 from rokt_events_async._pipeline.transport import HttpTransport
 from rokt_events_async.sandbox import Sandbox
@@ -148,9 +148,7 @@ async def test_an_emitter_at_rest_wakes_for_nothing(sandbox: Sandbox) -> None:
 
         assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("rokt")]
         assert not [
-            timer
-            for timer in loop._scheduled
-            if not timer.cancelled() and "FlushWorkers" in repr(timer._callback)
+            timer for timer in loop._scheduled if not timer.cancelled() and "rokt" in repr(timer._callback)
         ]
 
 
@@ -158,13 +156,13 @@ async def test_an_emitter_at_rest_wakes_for_nothing(sandbox: Sandbox) -> None:
 async def test_two_that_are_due_at_once() -> None:
     """uvloop's handle for what is due within half a millisecond cannot tell when it is due."""
     async with Sandbox() as sandbox, emitter_for(sandbox) as emitter:
-        workers, now = emitter._workers, asyncio.get_running_loop().time()
-        assert workers is not None
-        workers._wake_at(now)
-        workers._wake_at(now)
-        workers._wake_at(now - 1)
+        pool, now = emitter._pool, asyncio.get_running_loop().time()
+        assert pool is not None
+        pool._wake_at(now)
+        pool._wake_at(now)
+        pool._wake_at(now - 1)
 
-        assert workers.wake_timer is not None
+        assert pool._wake_timer is not None
         await emitter.deliver(event())
 
 
@@ -532,8 +530,8 @@ async def test_an_emitter_in_a_child_warns_of_nothing(monkeypatch: pytest.Monkey
     """It is the parent's to close."""
     async with Emitter(CREDENTIALS) as emitter:
         with monkeypatch.context() as patch:
-            patch.setattr(emitter_module, "_this_process", emitter_module._this_process)
-            emitter_module._after_fork()
+            patch.setattr(context_module, "_this_process", context_module._this_process)
+            context_module._after_fork()
             emitter.__del__()
             with pytest.raises(WrongContextError, match="construct it before a fork, and start it in each"):
                 await emitter.track(event())

@@ -22,9 +22,9 @@ from rokt_events_async import (
     Receipt,
     RetryPolicy,
 )
-from rokt_events_async.cli import claim_of
 from rokt_events_async.sandbox import Sandbox
 from rokt_events_async.sandbox.audit import disagreements
+from rokt_events_async.testing import claim_of
 from tests.proxy import FaultyProxy, Temper
 from tests.samples import event
 

@@ -28,7 +28,7 @@ from rokt_events_async import (
     RetryPolicy,
     RetryReport,
 )
-from rokt_events_async._pipeline.hooks import Observers
+from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async.errors import ApiError
 from rokt_events_async.sandbox import Sandbox
 from tests.samples import CREDENTIALS, Clock, event
@@ -379,7 +379,7 @@ def test_hooks_that_take_something_else() -> None:
 
 def test_only_who_overrides_is_asked() -> None:
     """So that the default costs an event that is delivered nothing."""
-    observers = Observers([LoggingObserver()])
+    observers = Hooks([LoggingObserver()])
 
     assert (observers.accepted, observers.request, observers.delivered) == ((), (), ())
     assert len(observers.retry) == len(observers.undelivered) == len(observers.closed) == 1
@@ -785,7 +785,7 @@ async def test_nothing_of_a_cancelled_handler_is_left_after_a_close(sandbox: San
     drain.cancel()
     await closing
 
-    assert [timer for timer in loop._scheduled if "_see_to_it" in repr(timer) and not timer.cancelled()] == []
+    assert [timer for timer in loop._scheduled if "_start" in repr(timer) and not timer.cancelled()] == []
     await asyncio.sleep(0.5)
     assert [task for task in asyncio.all_tasks() if "rokt" in task.get_name()] == []
 
@@ -794,7 +794,7 @@ async def test_a_handler_that_is_too_slow(
     sandbox: Sandbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory is bounded: beyond that errors are counted, not kept."""
-    monkeypatch.setattr("rokt_events_async._pipeline.hooks._MAX_BEHIND", 2)
+    monkeypatch.setattr("rokt_events_async._pipeline.dead_letters._MAX_BEHIND", 2)
     handled: list[DeliveryError] = []
 
     async def handle(error: DeliveryError) -> None:
@@ -816,15 +816,15 @@ async def test_a_handler_that_was_left_with_its_loop() -> None:
     """Events that end when their loop is gone are told to observers, and start no task."""
     handled: list[DeliveryError] = []
     emitter = Emitter(CREDENTIALS, observers=[], on_undelivered=handled.append)
-    assert emitter._handler is not None
+    assert emitter._dead_letters is not None
     loop = asyncio.new_event_loop()
     loop.close()
-    emitter._handler.bind(loop, None)  # type: ignore[arg-type]
+    emitter._dead_letters.bind(loop, None)  # type: ignore[arg-type]
     error = failed()
-    emitter._observers.tell(emitter._observers.undelivered, None, error)
+    emitter._hooks.undelivered(None, error)
 
     assert handled == []
-    assert list(emitter._handler._todo) == [error]
+    assert list(emitter._dead_letters._waiting) == [error]
 
 
 def test_a_handler_that_cannot_be_called() -> None:

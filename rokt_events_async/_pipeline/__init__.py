@@ -1,1 +1,1 @@
-"""The engine of one emitter, from admission to outcome."""
+"""The engine of one emitter: from admission to the outcome of every event."""

@@ -1,15 +1,15 @@
-"""Sessions, batches, deadlines: which events travel together, and when. Pure; `now` is passed in.
+"""Sessions, batches, lingers: which events travel together, and when. Pure; `now` is passed in.
 
 How it works
 ------------
-A session is what its events have in common, and it exists only while it has any. It holds
+A session exists only while it has events. It holds
 
-- `open`: the batch that is being filled, due one interval after its first event;
-- `full`: the oldest batch that became full and has not left yet, and `more_full` those behind it;
-- `in_flight`: whether a batch of it is under way. At most one is, so that its order is kept.
+- `open`: the batch that is being filled. It is due one linger after its first event;
+- `full`: the oldest batch that became full and has not left yet, and `more_full` the batches behind it;
+- `in_flight`: True while a batch of the session is in flight. At most one is, so that order is kept.
 
 ```
-             add                     full, or interval over,
+             add                     full, or linger over,
   (no state) ───▶ open, not due ─────or flushed──────▶ due ──take──▶ in flight
        ▲                ▲                               ▲               │
        │                └──── release: more, not due ───┼───────────────┤
@@ -19,17 +19,17 @@ A session is what its events have in common, and it exists only while it has any
 
 Events that arrive while a session is due or in flight fill its open batch; they never overtake.
 
-Three queues say whose turn it is, each in order of age, and all moves are O(1):
+Three queues hold the sessions that wait, each in order of age. All moves are O(1):
 
-- `_opening`: a ring of the sessions whose open batch waits for its interval. The interval is the same
-  for all, so the order of opening is the order of falling due. A flush moves the whole ring at once;
+- `_opening`: a ring of the sessions whose open batch lingers. The linger is the same for all, so the
+  order of opening is the order of falling due. A flush moves the whole ring at once;
 - `_flushed`: a ring of the sessions whose open batch was flushed;
 - `_ready`: the sessions, in order, that have a full batch, or came back from a flight with a due one.
 
-Nothing is done when a batch falls due: `take` looks at the heads and hands out the oldest. A session
-in flight that comes up in a ring is only marked (`is_due`), and its turn comes when it is released.
+Nothing is done when a batch falls due: `take` looks at the three heads and returns the oldest batch. A
+session in flight that comes up in a ring is only marked (`is_due`); `release` makes it ready.
 
-The sessions are kept in 64 dictionaries, since growing a single one of a million would hold the
+The sessions are kept in 64 dictionaries, because growing a single one of a million entries would hold the
 caller for a tenth of a second.
 """
 
@@ -47,7 +47,7 @@ _SHARDS: Final = 64
 
 
 class _Link:
-    """A place in a ring. One that is in no ring has `_NOWHERE` for neighbours."""
+    """A place in a ring. A link that is in no ring has `_NOWHERE` as its neighbours."""
 
     __slots__ = ("after", "before")
 
@@ -59,7 +59,7 @@ _NOWHERE: Final = _Link()
 
 
 class _Ring(_Link):
-    """A doubly linked ring, this its anchor: O(1) append, removal anywhere, and splice."""
+    """The anchor of a doubly linked ring: O(1) append, removal anywhere, and splice."""
 
     __slots__ = ()
 
@@ -88,7 +88,7 @@ def _unlink(link: _Link) -> None:
 
 
 class Session(_Link, Generic[T]):
-    """A session that has events waiting or in flight. To its users it is the handle of what they took."""
+    """A session with events waiting or in flight. Callers of `take` hand it back to `release`."""
 
     __slots__ = (
         "full",
@@ -116,11 +116,11 @@ class Session(_Link, Generic[T]):
 
     @property
     def has_more(self) -> bool:
-        """Whether anything waits behind what is in flight."""
+        """True if events wait behind the batch in flight."""
         return bool(self.open or self.full)
 
     def push_full(self, batch: list[T]) -> None:
-        """Puts a full batch behind those that wait already; for one alone no queue is made."""
+        """Puts a full batch behind those that wait already. A single one needs no queue."""
         if self.full is None:
             self.full = batch
             return
@@ -129,7 +129,7 @@ class Session(_Link, Generic[T]):
         self.more_full.append(batch)
 
     def pop_full(self) -> None:
-        """Takes away the oldest full batch."""
+        """Removes the oldest full batch."""
         self.full = self.more_full.popleft() if self.more_full else None
         if not self.more_full:
             self.more_full = None
@@ -139,13 +139,13 @@ class Batches(Generic[T]):
     """All sessions with events waiting or in flight.
 
     Args:
-        max_batch_size: Items a batch holds at most.
-        interval: Seconds after which an open batch falls due, counted from its first item.
+        max_batch_size: The most items that a batch holds.
+        linger: Seconds after its first item at which an open batch falls due.
     """
 
-    def __init__(self, *, max_batch_size: int, interval: float) -> None:
+    def __init__(self, *, max_batch_size: int, linger: float) -> None:
         self._max_batch_size = max_batch_size
-        self._interval = interval
+        self._linger = linger
         self._shards: tuple[dict[str, Session[T]], ...] = tuple({} for _ in range(_SHARDS))
         self._opening = _Ring()
         self._flushed = _Ring()
@@ -153,7 +153,7 @@ class Batches(Generic[T]):
         self.sessions = 0
 
     def add(self, session_id: str, item: T, *, now: float) -> bool:
-        """Files an item under its session. Whether that made a batch due that was not before."""
+        """Adds an item to its session. Returns True if that made a batch due that was not due before."""
         shard = self._shards[hash(session_id) % _SHARDS]
         session = shard.get(session_id)
         if session is None:
@@ -184,34 +184,34 @@ class Batches(Generic[T]):
         return True
 
     def flush(self) -> None:
-        """Makes all that is waiting due, whatever its interval."""
+        """Makes every waiting batch due, whatever is left of its linger."""
         self._flushed.splice(self._opening)
 
     def next_due(self) -> float | None:
-        """When the next batch falls due: in the past if one is, `None` if nothing waits for it."""
+        """Returns when the next batch falls due: the past if one is due, `None` if none waits."""
         if self._ready or self._flushed.after is not self._flushed:
             return -math.inf
         head = self._opening.after
-        return head.opened_at + self._interval if isinstance(head, Session) else None
+        return head.opened_at + self._linger if isinstance(head, Session) else None
 
     def take(self, *, now: float) -> tuple[Session[T], list[T]] | None:
-        """The batch that has been due longest, now in flight, or `None` if none is due.
+        """Returns the batch that has been due longest, now in flight, or `None` if none is due.
 
-        The session must be given back with `release`, whatever becomes of the batch.
+        The caller must give the session back with `release`, whatever becomes of the batch.
         """
         while (session := self._pop_oldest(now)) is not None:
             if session.in_flight or session.is_ready:
-                continue  # Its open batch fell due; its turn comes when what is before it has left.
+                continue  # Its open batch fell due behind another batch, and waits for that one.
             session.in_flight = True
             return session, self._next_batch(session)
         return None
 
     def _pop_oldest(self, now: float) -> Session[T] | None:
-        """The session whose turn it is, out of its queue: the oldest of three heads, if it is due."""
+        """Takes the oldest of the three heads out of its queue, if it is due."""
         ready_since = next(iter(self._ready)).ready_at if self._ready else math.inf
         flushed, opening = self._flushed.after, self._opening.after
         flushed_since = flushed.opened_at if isinstance(flushed, Session) else math.inf
-        due_since = opening.opened_at + self._interval if isinstance(opening, Session) else math.inf
+        due_since = opening.opened_at + self._linger if isinstance(opening, Session) else math.inf
         if due_since > now:
             due_since = math.inf
         since = min(ready_since, flushed_since, due_since)
@@ -232,18 +232,18 @@ class Batches(Generic[T]):
         return session
 
     def _next_batch(self, session: Session[T]) -> list[T]:
-        """What is due of a session, full batches first."""
+        """Returns what is due of a session, full batches first."""
         if session.full:
             batch = session.full
             session.pop_full()
             return batch
-        assert session.is_due, "a session whose turn it is has something due"
+        assert session.is_due, "a session that was taken has a due batch"
         batch, session.open = session.open, []
         session.is_due = False
         return batch
 
     def release(self, session: Session[T], *, now: float) -> None:
-        """Takes a session back whose batch has its outcome, so that its next one can leave."""
+        """Takes back a session whose batch is settled, so that its next batch can leave."""
         session.in_flight = False
         if session.full or session.is_due:
             self._make_ready(session, now=now)
@@ -259,13 +259,13 @@ class Batches(Generic[T]):
     def take_overdue(
         self, is_overdue: Callable[[T], bool], *, start: int, at_most: int
     ) -> tuple[list[T], int]:
-        """Takes out what has waited too long, a bounded piece of the way at a time.
+        """Takes out overdue items, a bounded number per call.
 
-        Items of a session are overdue from the front, and so are the sessions of a ring; the ready
-        queue has no such order and is looked through from `start`.
+        Items of a session are overdue from the front, and so are the sessions of a ring. The ready queue
+        has no such order and is searched from `start`.
 
         Returns:
-            The items, and where to go on; 0 and fewer than `at_most` items when the end was reached.
+            The items, and where to go on: 0 with fewer than `at_most` items when the end was reached.
         """
         overdue: list[T] = []
         for ring in (self._flushed, self._opening):
@@ -284,13 +284,13 @@ class Batches(Generic[T]):
         return overdue, start + at_most - gone if len(looked_at) == at_most else 0
 
     def _fall_due(self, session: Session[T]) -> None:
-        """Out of its ring: what is left of it is due, but younger than what is behind it there."""
+        """Moves a session from its ring to the ready queue: its rest is due, but younger than the next."""
         _unlink(session)
         session.is_due = True
         self._make_ready(session, now=session.opened_at)
 
     def drop_overdue(self, session: Session[T], is_overdue: Callable[[T], bool], *, at_most: int) -> list[T]:
-        """Takes what has waited too long out of one session, from the front, about `at_most` items."""
+        """Takes overdue items out of one session, from the front, about `at_most` of them."""
         overdue: list[T] = []
         while session.full and len(overdue) < at_most:
             batch = session.full

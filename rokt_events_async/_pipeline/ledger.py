@@ -1,18 +1,20 @@
-"""The account: what is accepted and not settled, both bounds, who waits for room, what `flush()` awaits.
+"""The account: what is accepted and not settled, both bounds, the line for room, what `flush()` awaits.
 
 How it works
 ------------
-An event is *admitted* once, by `admit` or `admit_nowait`, and *settled* once, by `settle`; between the
-two it is pending and counts against both bounds, events and bytes. At every instant
+An event is *admitted* once, by `admit_nowait` or `admit_granted`, and *settled* once, by `settle_delivered`
+or `settle_undelivered`. In between it is pending and counts against both bounds, events and bytes. At every
+instant
 
     accepted = delivered + rejected + expired + failed + unconfirmed + pending
 
-Who finds no room waits in line. Room that comes free is *granted* to the head of the line, who holds it
-from then on but is admitted only when its task has come to run: whoever is cancelled in between gives
-it back. Nobody overtakes: while someone waits or holds a grant, newcomers join the line.
+Callers without room wait in FIFO order; new callers never overtake. Room that comes free is *granted* to
+the head of the line. The head holds that room from then on, but is admitted only when its task runs: a
+caller that is cancelled in between gives the room back. While a caller waits or holds a grant, new callers
+join the line.
 
-For `flush()`, events belong to generations. A flush ends the current one and waits until it and those
-before it are empty, so its cost does not depend on how much is pending.
+For `flush()`, events belong to generations. A flush ends the current generation and waits until it and
+those before it are empty, so its cost does not depend on how much is pending.
 """
 
 from __future__ import annotations
@@ -23,9 +25,17 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final, get_args
 
-from rokt_events_async._pipeline.hooks import Observers
-from rokt_events_async.errors import DeliveryError, EmitterClosedError, Outcome, QueueFullError
-from rokt_events_async.outcomes import Delivery, DrainReport, EmitterStats, Receipt, receipt_for
+from rokt_events_async._pipeline.hooks import Hooks
+from rokt_events_async.errors import EmitterClosedError, QueueFullError
+from rokt_events_async.outcomes import (
+    Delivery,
+    DeliveryError,
+    DrainReport,
+    EmitterStats,
+    Outcome,
+    Receipt,
+    receipt_for,
+)
 
 
 class _Generation:
@@ -42,20 +52,20 @@ class Ledger:
     """The account of one emitter.
 
     Args:
-        max_pending: Events pending at most.
-        max_pending_bytes: Bytes pending at most, as encoded.
-        observers: Who is told what becomes of an event, when the account is up to date with it.
+        max_pending: The bound on pending events.
+        max_pending_bytes: The bound on pending bytes, as encoded.
+        hooks: Called with each outcome, once the account includes it.
     """
 
-    def __init__(self, *, max_pending: int, max_pending_bytes: int, observers: Observers) -> None:
-        self._observers = observers
+    def __init__(self, *, max_pending: int, max_pending_bytes: int, hooks: Hooks) -> None:
+        self._hooks = hooks
         self._max_pending: Final = max_pending
         self._max_pending_bytes: Final = max_pending_bytes
-        self.accepted = 0
-        self.outcomes: dict[Outcome, int] = dict.fromkeys(get_args(Outcome), 0)
-        self.pending = 0
-        self.pending_bytes = 0
-        self.possible_duplicates = 0
+        self._accepted = 0
+        self._outcomes: dict[Outcome, int] = dict.fromkeys(get_args(Outcome), 0)
+        self._pending = 0
+        self._pending_bytes = 0
+        self._possible_duplicates = 0
         self._granted = 0
         self._granted_bytes = 0
         self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -66,7 +76,7 @@ class Ledger:
     # Admission.
 
     def check_size(self, size: int) -> None:
-        """Refuses what could never fit.
+        """Refuses an event that could never fit.
 
         Raises:
             QueueFullError: The event alone is larger than the bound.
@@ -76,9 +86,16 @@ class Ledger:
                 f"an event of {size} bytes can never fit: max_pending_bytes is {self._max_pending_bytes}"
             )
 
+    def full_error(self) -> QueueFullError:
+        """Returns the error of an event that found no room."""
+        return QueueFullError(
+            f"the queue is full: {self._pending} of {self._max_pending} events "
+            f"and {self._pending_bytes} bytes pending"
+        )
+
     def admit_nowait(self, delivery: Delivery, *, now: float) -> bool:
-        """Admits the event if there is room and nobody waits for it. Whether it did."""
-        pending, pending_bytes = self.pending + 1, self.pending_bytes + len(delivery.wire)
+        """Admits the event if there is room and no caller waits for it. Returns True if it did."""
+        pending, pending_bytes = self._pending + 1, self._pending_bytes + len(delivery.wire)
         if (
             pending > self._max_pending
             or pending_bytes > self._max_pending_bytes
@@ -86,21 +103,21 @@ class Ledger:
             or self._granted
         ):
             return False
-        self.pending, self.pending_bytes = pending, pending_bytes
+        self._pending, self._pending_bytes = pending, pending_bytes
         self._enter(delivery, now)
         return True
 
     async def wait_for_room(self, size: int) -> None:
-        """Waits in line; on return the room is held, for `admit_granted` to use at once.
+        """Waits in line. On return the caller holds the room, and must call `admit_granted` at once.
 
-        Cancelled, it leaves the line, or gives back what it was granted meanwhile.
+        Cancelling it leaves the line, or gives back room that was granted meanwhile.
 
         Raises:
             EmitterClosedError: The emitter was closed meanwhile.
         """
         room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._line.append((size, room))
-        self._grant()  # There may be room: who was granted some before holds up newcomers till it is used.
+        self._grant()  # There may be room: a grant that is not used yet makes newcomers join the line.
         try:
             await room
         except asyncio.CancelledError:
@@ -116,22 +133,22 @@ class Ledger:
             raise closed_error()
 
     def admit_granted(self, delivery: Delivery, *, now: float) -> None:
-        """Admits an event into the room it has waited for."""
+        """Admits an event into the room that was granted."""
         size = len(delivery.wire)
         self._give_back(size)
-        self.pending += 1
-        self.pending_bytes += size
+        self._pending += 1
+        self._pending_bytes += size
         self._enter(delivery, now)
 
     def _fits(self, size: int) -> bool:
         return (
-            self.pending + self._granted < self._max_pending
-            and self.pending_bytes + self._granted_bytes + size <= self._max_pending_bytes
+            self._pending + self._granted < self._max_pending
+            and self._pending_bytes + self._granted_bytes + size <= self._max_pending_bytes
         )
 
     def _enter(self, delivery: Delivery, now: float) -> None:
-        """Accepted at this moment, and pending in the newest generation."""
-        self.accepted += 1
+        """Counts the event as accepted now, and as pending in the newest generation."""
+        self._accepted += 1
         delivery.accepted_at = now
         delivery.generation = generation = self._generations[-1]
         generation.pending += 1
@@ -139,7 +156,7 @@ class Ledger:
     def _grant(self) -> None:
         while self._line and (self._line[0][1].done() or self._fits(self._line[0][0])):
             size, room = self._line.popleft()
-            if not room.done():  # Done: cancelled, and its task has not come to run yet.
+            if not room.done():  # Done means cancelled, by a task that has not run yet.
                 self._granted += 1
                 self._granted_bytes += size
                 room.set_result(None)
@@ -151,24 +168,24 @@ class Ledger:
     # Settling.
 
     def drop(self, delivery: Delivery, error: DeliveryError, *, now: float) -> None:
-        """Accepts an event that found no room, and fails it at once: counted, and nobody is held."""
-        self.accepted += 1
+        """Accepts an event that found no room and fails it at once, so that it is counted."""
+        self._accepted += 1
         delivery.accepted_at = now
-        self.outcomes[error.outcome] += 1
+        self._outcomes[error.outcome] += 1
         delivery.settle(error)
-        self._observers.tell(self._observers.accepted, delivery)
-        self._observers.tell(self._observers.undelivered, delivery, error)
+        self._hooks.accepted(delivery)
+        self._hooks.undelivered(delivery, error)
 
     def settle_delivered(
         self, deliveries: Iterable[Delivery], *, attempts: int, maybe_duplicate: bool
     ) -> None:
-        """Ends pending events, all that a request carried, as delivered.
+        """Ends pending events of one request as delivered.
 
         Raises:
-            RuntimeError: One has been settled before.
+            RuntimeError: One of them has been settled before.
         """
         count = size = 0
-        receipts: list[tuple[Delivery, Receipt]] | None = [] if self._observers.delivered else None
+        receipts: list[tuple[Delivery, Receipt]] | None = [] if self._hooks.delivered else None
         try:
             for delivery in deliveries:
                 _leave(delivery)
@@ -180,11 +197,11 @@ class Ledger:
                     receipts.append((delivery, receipt))
         finally:
             self._count("delivered", count, size)
-        for told in receipts or ():
-            self._observers.tell(self._observers.delivered, *told)
+        for delivery, receipt in receipts or ():
+            self._hooks.delivered(delivery, receipt)
 
     def settle_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
-        """Ends a pending event in another way.
+        """Ends a pending event in another outcome.
 
         Raises:
             RuntimeError: It has been settled before.
@@ -195,12 +212,16 @@ class Ledger:
         if self._before_close is not None:
             self._undelivered.append(error)
         self._count(error.outcome, 1, size)
-        self._observers.tell(self._observers.undelivered, delivery, error)
+        self._hooks.undelivered(delivery, error)
+
+    def count_possible_duplicates(self, count: int) -> None:
+        """Counts events that are sent again after a lost answer."""
+        self._possible_duplicates += count
 
     def _count(self, outcome: Outcome, count: int, size: int) -> None:
-        self.outcomes[outcome] += count
-        self.pending -= count
-        self.pending_bytes -= size
+        self._outcomes[outcome] += count
+        self._pending -= count
+        self._pending_bytes -= size
         if self._line:
             self._grant()
         self._close_generations()
@@ -208,7 +229,7 @@ class Ledger:
     # Waiting for the end of what is pending.
 
     async def settled(self) -> None:
-        """Waits until all that is pending now has its outcome."""
+        """Waits until every event that is pending now has its outcome."""
         current = self._generations[-1]
         if current.pending:
             self._generations.append(_Generation())
@@ -221,7 +242,7 @@ class Ledger:
         await asyncio.shield(current.empty)
 
     def _close_generations(self) -> None:
-        """Drops the oldest generations that are empty; the last one stays, it is being filled."""
+        """Drops the oldest generations that are empty. The newest stays, because it is being filled."""
         while len(self._generations) > 1 and not self._generations[0].pending:
             empty = self._generations.popleft().empty
             assert empty is not None, "a flush ended this generation, and waits for it"
@@ -230,38 +251,38 @@ class Ledger:
     # Closing.
 
     def close(self) -> None:
-        """Ends admission, turns away who waits in line, and counts outcomes anew for the report."""
-        self._before_close = dict(self.outcomes)
+        """Ends admission, refuses the callers in line, and starts counting outcomes for the report."""
+        self._before_close = dict(self._outcomes)
         for _, room in self._line:
             if not room.done():
                 room.set_exception(closed_error())
         self._line.clear()
 
     def report(self) -> DrainReport:
-        """The outcomes since `close`."""
-        before = self._before_close or self.outcomes
-        counts = {name: count - before[name] for name, count in self.outcomes.items()}
+        """Returns the outcomes since `close`."""
+        before = self._before_close or self._outcomes
+        counts = {name: count - before[name] for name, count in self._outcomes.items()}
         return DrainReport(**counts, undelivered=tuple(self._undelivered))
 
     def stats(self, **rest: int) -> EmitterStats:
-        """A snapshot; `rest` are the numbers that others keep."""
+        """Returns a snapshot; `rest` are the numbers that others keep."""
         return EmitterStats(
-            accepted=self.accepted,
-            pending=self.pending,
-            pending_bytes=self.pending_bytes,
-            possible_duplicates=self.possible_duplicates,
-            **self.outcomes,
+            accepted=self._accepted,
+            pending=self._pending,
+            pending_bytes=self._pending_bytes,
+            possible_duplicates=self._possible_duplicates,
+            **self._outcomes,
             **rest,
         )
 
 
 def closed_error() -> EmitterClosedError:
-    """The one wording for a closed emitter."""
+    """Returns the error of a closed emitter, in its one wording."""
     return EmitterClosedError("the emitter is closing or closed: the event was not accepted")
 
 
 def _leave(delivery: Delivery) -> None:
-    """Takes an event out of its generation. Once: a second time is a fault of the library."""
+    """Takes an event out of its generation. Doing so twice is a fault of the library."""
     generation: _Generation | None = delivery.generation
     if generation is None:
         raise RuntimeError(f"settled twice: {delivery.event!r}")

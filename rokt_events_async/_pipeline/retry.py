@@ -1,4 +1,4 @@
-"""When again, and how long to wait. The only module that knows `backoff`, which is archived."""
+"""When to retry, and how long to wait first. The only module that knows `backoff`, which is archived."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import backoff
 from rokt_events_async.settings import RetryPolicy
 
 MAX_RETRY_AFTER: Final = 60.0
-"""Seconds to which a `Retry-After` is cut: a server may ask for a rest, not for a year."""
+"""The longest `Retry-After` that is honoured, in seconds: a server may ask for a rest, not for a year."""
 
 
 class Random(Protocol):
-    """Where the jitter comes from: `random.Random`, or a test's own."""
+    """The source of jitter: `random.Random`, or a test's own."""
 
     def uniform(self, a: float, b: float, /) -> float: ...
 
 
 def parse_retry_after(value: str | None, *, now: datetime) -> float:
-    """The seconds that a `Retry-After` asks for, 0 to 60; 0 where it says nothing sensible.
+    """Returns the seconds that a `Retry-After` asks for, 0 to 60; 0 if it cannot be read.
 
-    Both forms are read: whole seconds, and an HTTP date (RFC 9110, section 10.2.3).
+    It has two forms: whole seconds, and an HTTP date (RFC 9110, section 10.2.3).
     """
     text = (value or "").strip()
     if text.isascii() and text.isdigit():
@@ -40,12 +40,12 @@ def parse_retry_after(value: str | None, *, now: datetime) -> float:
 
 
 def next_wait(policy: RetryPolicy, *, retry_after: float, random: Random) -> float:
-    """Seconds until a request is sent again: the policy's, but not less than the server asked for."""
+    """Returns the seconds before a retry: as the policy says, but at least what the server asked for."""
     return max(random.uniform(*policy.wait), retry_after)
 
 
 async def repeat(attempt: Callable[[], Awaitable[float | None]], *, wait: float) -> None:
-    """Waits, and calls `attempt`; again after as many seconds as it returned, until it returns `None`."""
+    """Waits and calls `attempt`, again and again with the wait that it returns, until it returns `None`."""
     first = [wait]
 
     async def again() -> float | None:
@@ -61,4 +61,4 @@ _waiting = backoff.on_predicate(
     jitter=None,
     logger=None,
 )
-"""`max_time` is not used, for it cuts the last wait below `Retry-After`; the caller gives up by itself."""
+"""`max_time` is not used, because it cuts the last wait below `Retry-After`; the sender gives up itself."""

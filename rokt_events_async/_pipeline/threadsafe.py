@@ -1,4 +1,4 @@
-"""Between the emitter's loop and other threads: a call that waits there, and the futures that learn here."""
+"""Between the emitter's loop and other threads: calls into the loop, and outcomes out of it."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from typing import Any, Final, Generic, TypeVar
 T = TypeVar("T")
 
 _LOOK_AGAIN: Final = 1.0
-"""Seconds after which a thread that waits looks whether the loop still runs."""
+"""Seconds between two checks by a waiting thread that the loop still runs."""
 
 _LAST_WORDS: Final = 0.05
-"""Seconds in which workers that are cancelled by a loop at its end may still settle what they carry."""
+"""Seconds in which workers that the ending loop has cancelled may still settle their events."""
 
 
 class LoopGoneError(Exception):
-    """The loop has ended, or ends: what was handed over did not come to its end."""
+    """The loop has ended or is ending, and has not finished the call."""
 
 
 def run_there(
     coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop, *, is_running: Callable[[], bool]
 ) -> T:
-    """Runs a coroutine on a loop that runs in another thread, waits for it, and returns what it does.
+    """Runs a coroutine on a loop of another thread, waits for it, and returns its result.
 
     Args:
-        is_running: Whether the loop still runs; asked now and then.
+        is_running: Returns True while the loop runs; asked about once per second.
 
     Raises:
-        LoopGoneError: The loop was not there, has ended meanwhile, or somebody there has cancelled it.
+        LoopGoneError: The loop does not run, has ended meanwhile, or has cancelled the coroutine.
     """
-    # Not the task's own future: that learns a turn later, which a loop that stops does not take any more.
+    # Not the task's own future: that is set one turn later, and a stopping loop takes no more turns.
     done: concurrent.futures.Future[T] = concurrent.futures.Future()
     running = _run(coroutine, done)
     try:
         there = asyncio.run_coroutine_threadsafe(running, loop)
-    except RuntimeError:  # Closed since the caller has looked.
+    except RuntimeError:  # Closed since the caller checked.
         _never_run(running, coroutine)
         raise LoopGoneError from None
     try:
@@ -67,20 +67,20 @@ async def _run(coroutine: Coroutine[Any, Any, T], done: concurrent.futures.Futur
 
 
 def _never_run(*coroutines: Coroutine[Any, Any, Any]) -> None:
-    """Says so of those that have not begun, or they would complain that nobody has awaited them."""
+    """Closes the coroutines that have not begun, or Python would warn that they were never awaited."""
     for coroutine in coroutines:
         if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
             coroutine.close()
 
 
 class Listeners(Generic[T]):
-    """The futures by which other threads wait for outcomes.
+    """The futures through which other threads wait for outcomes.
 
-    While there are any, a task watches for the end of the loop: without a last word from it, a thread that
-    waits would do so for ever.
+    While there are any, a task watches for the end of the loop. Without it, a waiting thread would wait for
+    ever if the loop ended first.
 
     Args:
-        lost: Makes the error of an outcome that is not known when the loop ends.
+        lost: Makes the error for an outcome that is not known when the loop ends.
     """
 
     def __init__(self, lost: Callable[[], Exception]) -> None:
@@ -90,7 +90,7 @@ class Listeners(Generic[T]):
         self._all_told: asyncio.Future[None] | None = None
 
     def follow(self, source: asyncio.Future[T]) -> concurrent.futures.Future[T]:
-        """What other threads can wait for. To be called on the loop."""
+        """Returns a future for other threads. Must be called on the loop."""
         outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._open[outcome] = None
         source.add_done_callback(functools.partial(self._tell, outcome))
@@ -100,13 +100,13 @@ class Listeners(Generic[T]):
         return outcome
 
     async def idle(self) -> None:
-        """Waits until all that is settled has been told."""
+        """Waits until every settled outcome has reached its future."""
         if self._watch is not None:
             await asyncio.wait([self._watch])
 
     def _tell(self, outcome: concurrent.futures.Future[T], source: asyncio.Future[T]) -> None:
         if outcome not in self._open:
-            return  # It was told that it would never know.
+            return  # The future has been told that the outcome is lost.
         del self._open[outcome]
         _copy(source, outcome)
         if not self._open and self._all_told is not None and not self._all_told.done():
@@ -130,7 +130,7 @@ class Listeners(Generic[T]):
 
 
 def _copy(source: asyncio.Future[T], outcome: concurrent.futures.Future[T]) -> None:
-    """What became of the one, to the other, unless that was cancelled meanwhile."""
+    """Copies an outcome to a thread's future, unless that was cancelled meanwhile."""
     if source.cancelled():
         outcome.cancel()
     if not outcome.set_running_or_notify_cancel():

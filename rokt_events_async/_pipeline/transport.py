@@ -1,11 +1,11 @@
-"""One POST: bytes in, `(status, headers, body)` out. It judges nothing.
+"""One POST: bytes in, status, headers and body out. It judges nothing.
 
-Everything that a session of the caller's could do behind our back is overridden for each request:
-redirects are not followed (they would carry the secret to another host), nothing is decompressed (a
-megabyte can become a gigabyte), no status raises, no middleware runs, no time-out but ours applies.
+Each request overrides everything that a caller's session could do on its own: redirects are not followed
+(they would carry the secret to another host), nothing is decompressed (a megabyte can become a gigabyte),
+no status raises, no middleware runs, no time-out but the library's applies.
 
-No exception of aiohttp gets out, for theirs carry the request's headers, and so the secret: what went
-wrong is a `NoReply`, and whether the request had gone out stands in `Request.went_out`.
+No exception of aiohttp leaves this module, because aiohttp's exceptions carry the request's headers, and so
+the secret. A failure is a `NoReply`, and `Request.went_out` says whether the request had gone out.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 from yarl import URL
 
-from rokt_events_async._protocol.verdicts import NoReply, Reply
-from rokt_events_async.settings import Credentials
+from rokt_events_async._protocol.replies import NoReply, Reply
+from rokt_events_async.errors import InvalidSettingError
+from rokt_events_async.settings import Credentials, check_instance
 
 MAX_BODY: Final = 256 * 1024
-"""Bytes of an answer that are read; the largest sensible one has 25 echoes."""
+"""The most bytes of an answer that are read. The largest sensible answer has 25 echoes."""
 
 _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 _BODY_HEADERS: Final = CIMultiDict({hdrs.CONTENT_TYPE: "application/json"})
@@ -37,16 +38,16 @@ _UNENCODED: Final = ("", "identity")
 
 
 class Request(payload.Payload):
-    """The body of one POST, which notes whether it was handed to a connection.
+    """The body of one POST. It notes whether it was handed to a connection.
 
-    From the exception alone that could only be guessed, and after a cancellation not even that.
+    An exception alone lets one only guess that, and a cancellation not even that.
     """
 
     _value: bytes
     _autoclose = True
 
     def __init__(self, body: bytes) -> None:
-        # Not by the base's, which would build the headers anew for each.
+        # The base class would build the headers again for each request.
         self._value = body
         self._size = len(body)
         self.went_out = False
@@ -54,13 +55,13 @@ class Request(payload.Payload):
 
     @property
     def headers(self) -> CIMultiDict[str]:
-        """The same for all."""
+        """The same headers for all requests."""
         return _BODY_HEADERS
 
     def hang_up(self) -> None:
-        """Drops the connection at once, with what the peer has not read; `close` would wait for that."""
+        """Drops the connection at once, unread bytes included; `close` would wait for those."""
         if self._transport is not None:
-            with contextlib.suppress(RuntimeError):  # The loop is closed, and takes nothing any more.
+            with contextlib.suppress(RuntimeError):  # The loop is closed.
                 self._transport.abort()
 
     @property
@@ -72,10 +73,10 @@ class Request(payload.Payload):
         return self._value.decode(encoding, errors)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        """Hands the body to the connection, and notes it.
+        """Hands the body to the connection, and notes that.
 
-        Not to one on which something lies already: an answer that is there before its request is the
-        late end of something else, and would be taken for the answer to this.
+        A connection with unread bytes is refused: an answer that comes before its request is the late end
+        of another exchange, and would be read as the answer to this request.
 
         Raises:
             aiohttp.ClientConnectionResetError: The connection is not fit for use.
@@ -93,13 +94,13 @@ class Request(payload.Payload):
 
 
 class Transport(Protocol):
-    """What posts. A test may hand in its own."""
+    """Posts requests. A test can hand in its own."""
 
     async def post(self, request: Request) -> Reply | NoReply:
-        """Sends the body, once, and brings back what came of it."""
+        """Sends the body once and returns the reply, or why there is none."""
 
     async def aclose(self) -> None:
-        """Gives back what it holds."""
+        """Closes what it opened."""
 
 
 class HttpTransport:
@@ -108,9 +109,9 @@ class HttpTransport:
     Must be constructed on the running loop.
 
     Args:
-        session: The caller's session, which is used and never closed; `None` to make one.
+        session: The caller's session, which is used and never closed; `None` makes one.
         timeout: Seconds for the whole exchange, connecting and reading the answer included.
-        connections: How many connections a session of its own keeps at most.
+        connections: The most connections that its own session keeps.
     """
 
     def __init__(
@@ -136,13 +137,13 @@ class HttpTransport:
                 hdrs.ACCEPT_ENCODING: "identity",
             }
         )
-        # As defaults of a session of our own they need not be merged for each request.
+        # As defaults of its own session they are not merged for each request.
         self._headers = headers if session else None
         self._session = session or _make_session(connections, headers)
         _alive.add(self)
 
     async def post(self, request: Request) -> Reply | NoReply:
-        """Sends the body, once. A connection found closed before anything was written does not count."""
+        """Sends the body once. A connection found closed before anything was written does not count."""
         exchange = self._timeouts.begin()
         try:
             for _ in range(1 + _FRESH_CONNECTIONS):
@@ -154,7 +155,7 @@ class HttpTransport:
         return NoReply("every connection was found closed")
 
     async def _try(self, request: Request, exchange: _Exchange) -> Reply | NoReply | None:
-        """One exchange; `None` if the connection was found closed before anything was written."""
+        """Makes one exchange; returns `None` if the connection was found closed before it was used."""
         response: aiohttp.ClientResponse | None = None
         body: bytes | None = None
         reason: str | None = None
@@ -171,7 +172,7 @@ class HttpTransport:
             )
             body = await _read(response)
         except asyncio.CancelledError:
-            if not exchange.took_its_time():
+            if not exchange.has_timed_out():
                 raise
             reason = f"no answer within {self._timeout:g} s"
         except (aiohttp.ClientError, OSError) as error:
@@ -181,22 +182,22 @@ class HttpTransport:
                 raise
             reason = "the session that was passed in is closed"
         finally:
-            if body is None:  # One that was read to its end has given back its connection itself.
+            if body is None:  # A response that was read to its end has released its connection itself.
                 if response is not None:
                     response.release()
                 request.hang_up()
-        # Outside of the handlers, or the exception would stay in the context of what is raised later.
+        # Outside the handlers, or the exception would stay in the context of later exceptions.
         if response is not None and request.went_out:
             return Reply(response.status, response.headers, body)
         return NoReply(reason) if reason else None
 
     async def aclose(self) -> None:
-        """Closes the session, if it is its own."""
+        """Closes its own session; a caller's session stays open."""
         if self._is_ours:
             await self._session.close()
 
     def abandon(self) -> None:
-        """Leaves its own connections to the parent of a fork, and is of no use any more."""
+        """Leaves its own connections to the parent of a fork; the transport cannot be used afterwards."""
         if self._is_ours and isinstance(self._session.connector, _Connector):
             self._session.connector.is_abandoned = True
             self._session.detach()
@@ -215,13 +216,13 @@ if sys.platform != "win32":
 
 
 class _Exchange:
-    """One exchange under way, and the task that is to be interrupted when its time is up."""
+    """One exchange in flight, and the task to interrupt when its time is up."""
 
     __slots__ = ("_cancelling", "_task", "_timed_out", "deadline")
 
     def __init__(self, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
-        task = asyncio.current_task(loop)  # Which has to ask nobody which loop is running.
-        assert task is not None, "a worker posts"
+        task = asyncio.current_task(loop)  # With the loop given, no system call is needed.
+        assert task is not None, "a worker task posts"
         self._task = task
         self._cancelling = task.cancelling()
         self._timed_out = False
@@ -231,21 +232,21 @@ class _Exchange:
         self._timed_out = True
         self._task.cancel()
 
-    def took_its_time(self) -> bool:
-        """Whether a cancellation was ours, and nobody else's as well; if so, it is taken back."""
+    def has_timed_out(self) -> bool:
+        """Returns True if the time-out alone cancelled the task; the cancellation is then taken back."""
         return self._timed_out and self._task.uncancel() <= self._cancelling
 
 
 class _Timeouts:
-    """One timer for all exchanges: all last equally long, so the first to begin is the first to end.
+    """One timer for all exchanges. They have the same time-out, so the first to begin is the first to end.
 
-    A timer each would cost 7 µs a request.
+    A timer for each exchange would cost 7 µs per request.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
-        self._running: dict[_Exchange, None] = {}  # In order of their beginning.
+        self._running: dict[_Exchange, None] = {}  # In the order of their start.
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> _Exchange:
@@ -275,8 +276,8 @@ class _Timeouts:
 class _Connector(aiohttp.TCPConnector):
     """Closes nothing in the child of a fork.
 
-    There it would take its connections out of the system's list of what the loop listens to, which a child
-    shares with its parent; and the parent would never hear of an answer again.
+    A close in the child would remove the connections from the epoll set that it shares with the parent, and
+    the parent would never hear of an answer again.
     """
 
     is_abandoned = False
@@ -287,12 +288,30 @@ class _Connector(aiohttp.TCPConnector):
 
 
 class _NoCookies(aiohttp.DummyCookieJar):
-    """aiohttp's own jar for none makes a new, empty set of them for each request."""
+    """aiohttp's own jar without cookies makes a new, empty set of them for each request."""
 
     _none: Final = SimpleCookie()
 
     def filter_cookies(self, request_url: URL) -> BaseCookie[str]:
         return self._none
+
+
+def check_session(session: aiohttp.ClientSession | None) -> aiohttp.ClientSession | None:
+    """Returns the caller's session.
+
+    Raises:
+        InvalidSettingError: It is none, it is closed, or it has `trust_env`.
+    """
+    if session is None:
+        return None
+    check_instance("session", session, aiohttp.ClientSession)
+    if session.closed:
+        raise InvalidSettingError("session must be open, got a closed one")
+    if session.trust_env:
+        raise InvalidSettingError(
+            "session must not have trust_env=True (it could send the secret to a proxy), got one that has"
+        )
+    return session
 
 
 def _make_session(connections: int, headers: CIMultiDict[str]) -> aiohttp.ClientSession:
@@ -306,12 +325,12 @@ def _make_session(connections: int, headers: CIMultiDict[str]) -> aiohttp.Client
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes | None:
-    """The body, or `None` if it is compressed, which we refuse, or too large."""
+    """Returns the body, or `None` if it is compressed or too large."""
     encoding = response.headers.get(hdrs.CONTENT_ENCODING)
     if encoding is not None and encoding.strip().lower() not in _UNENCODED:
         return None
     content = response.content
-    # Nearly always it is there, together with the headers, and nothing has to be waited for.
+    # Nearly always the body has arrived together with the headers.
     body = content.read_nowait() if content.is_eof() else await content.readany()
     while not content.at_eof() and len(body) <= MAX_BODY:
         body += await content.readany()
@@ -319,14 +338,14 @@ async def _read(response: aiohttp.ClientResponse) -> bytes | None:
 
 
 def _found_closed(error: Exception) -> bool:
-    """Whether a connection was there and gone, rather than not to be had at all."""
+    """Returns True if a connection existed and was closed, False if none could be made."""
     return isinstance(
         error, (aiohttp.ServerDisconnectedError, aiohttp.ClientConnectionResetError, aiohttp.ClientOSError)
     ) and not isinstance(error, aiohttp.ClientConnectorError)
 
 
 def _describe(error: Exception) -> str:
-    """What went wrong, without what the exception carries: its type, and the system's own words."""
+    """Returns what went wrong as the exception's type and the system's own words, without its other data."""
     if isinstance(error, aiohttp.ClientResponseError):
         return "the answer was no HTTP"
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error

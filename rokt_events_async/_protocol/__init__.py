@@ -1,1 +1,1 @@
-"""Bytes and meaning, both ways: how events are encoded, and what replies say. Pure."""
+"""Bytes to meaning and back: events as bytes, replies as verdicts. Pure: no I/O, no loop, no clock."""

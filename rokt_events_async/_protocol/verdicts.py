@@ -1,7 +1,7 @@
-"""What an answer means, and which event of a batch became what. Pure.
+"""What an answer means, and which event of a batch ended how. Pure.
 
-`judge` reads the status line, and `attribute` the body of a 2xx. An answer names the events that were
-not accepted only by an echo: the event, written again by the server. The matching rules:
+`classify` reads the status, and `match_unprocessed` the body of a 2xx. An answer names the events that were
+not accepted only by an echo: the event, as the server wrote it. The matching rules:
 
 1. Field by field, a value is *equal* (strings exactly, missing and `""` the same; `sessionId` and
    `parentGuid` also as the same UUID in another casing; `eventTime` as an instant; `eventType` without
@@ -9,11 +9,12 @@ not accepted only by an echo: the event, written again by the server. The matchi
    was sent), or *silent* (a default time, an `Unknown` type or one called invalid, no metadata: it
    fits any event), or it rules the event out.
 2. Full matches come first: an echo that is silent on nothing names the events it is equal to, or else
-   near to. Events whose bytes are the same are interchangeable. It names none where several that differ
-   fit equally well, or where it has no metadata and any other fits at all: the server may have dropped it.
-3. What then remains is matched as a whole, if the counts add up: an event that every possible reading
-   names is rejected, one that no reading names is delivered.
-4. What cannot be told is unconfirmed, and so is everybody not named if an echo fits nobody.
+   near to. Events whose bytes are the same are interchangeable. An echo names no event if several that
+   differ fit equally well, or if it has no metadata and any other event fits at all: the server may have
+   dropped the metadata.
+3. The rest is matched as a whole, if the counts add up: an event that every possible reading names is
+   rejected, one that no reading names is delivered.
+4. An event is unknown if readings differ, and so is every event that is not named if an echo fits none.
 
 Nothing else is used: not the order of the echoes, not `success`, not the counts alone.
 """
@@ -22,114 +23,102 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from enum import Enum, IntEnum
 from typing import Any, Final
 
 import attrs
 
-from rokt_events_async._protocol import encoding
-from rokt_events_async._protocol.encoding import Answer, Unprocessed
+from rokt_events_async._fields import format_time, parse_time
+from rokt_events_async._protocol.encoding import encode
+from rokt_events_async._protocol.replies import Answer, Unprocessed, lower_keys, read_answer
 from rokt_events_async.errors import ApiError
 from rokt_events_async.events import DEFAULT_TIME, PartnerEvent
 
-# What the transport brings back.
+# What a status means.
 
 
-@attrs.frozen
-class Reply:
-    """A status line was received. `body` is `None` if it was lost, too large or compressed."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes | None
-
-
-@attrs.frozen
-class NoReply:
-    """No status line was received, for this reason. Whether the request went out, it does not tell."""
-
-    reason: str
-
-
-# What the status line says.
-
-
-class Meaning(Enum):
-    """What becomes of a request."""
+class Disposition(Enum):
+    """What a status means for the request it answers."""
 
     ANSWERED = "answered"
-    """The server took it and told of each event."""
+    """The server took the request, and its body tells of each event."""
 
     REFUSED = "refused"
-    """The server refused what it says, the whole of it."""
+    """The server refused the content, the whole of it."""
 
-    AGAIN = "again"
+    RETRY = "retry"
     """Not accepted for now."""
 
-    AGAIN_MAYBE_ACCEPTED = "again, maybe accepted"
-    """The answer came from between, perhaps after the server took the events."""
+    RETRY_MAYBE_ACCEPTED = "retry, maybe accepted"
+    """An intermediary answered, perhaps after the server took the events."""
 
-    CREDENTIALS = "credentials"
-    """The server refused who we are."""
+    CREDENTIALS_REFUSED = "credentials refused"
+    """The server refused the credentials."""
 
     FAILED = "failed"
-    """Never to be sent again as it is."""
+    """Never sent again as it is."""
 
 
-_MEANINGS: Final = {
-    400: Meaning.REFUSED,
-    413: Meaning.REFUSED,
-    422: Meaning.REFUSED,
-    401: Meaning.CREDENTIALS,
-    403: Meaning.CREDENTIALS,
-    408: Meaning.AGAIN_MAYBE_ACCEPTED,
-    429: Meaning.AGAIN,
-    501: Meaning.FAILED,
-    502: Meaning.AGAIN_MAYBE_ACCEPTED,
-    504: Meaning.AGAIN_MAYBE_ACCEPTED,
-    505: Meaning.FAILED,
+_DISPOSITIONS: Final = {
+    400: Disposition.REFUSED,
+    413: Disposition.REFUSED,
+    422: Disposition.REFUSED,
+    401: Disposition.CREDENTIALS_REFUSED,
+    403: Disposition.CREDENTIALS_REFUSED,
+    408: Disposition.RETRY_MAYBE_ACCEPTED,
+    429: Disposition.RETRY,
+    501: Disposition.FAILED,
+    502: Disposition.RETRY_MAYBE_ACCEPTED,
+    504: Disposition.RETRY_MAYBE_ACCEPTED,
+    505: Disposition.FAILED,
 }
 
 
-def judge(status: int) -> Meaning:
-    """What a status line means for the request it answers."""
+def classify(status: int) -> Disposition:
+    """Returns what a status means for the request it answers."""
     if 200 <= status <= 299:
-        return Meaning.ANSWERED
-    return _MEANINGS.get(status, Meaning.AGAIN if 500 <= status <= 599 else Meaning.FAILED)
+        return Disposition.ANSWERED
+    return _DISPOSITIONS.get(status, Disposition.RETRY if 500 <= status <= 599 else Disposition.FAILED)
 
 
 # What the body of a 2xx says.
 
 
 @attrs.frozen
+class Delivered:
+    """The server accepted the event."""
+
+
+@attrs.frozen
 class Rejected:
-    """The event was refused, for these reasons; none if they could not be told."""
+    """The server refused the event, for these reasons; none if the answer gave none."""
 
     errors: tuple[ApiError, ...]
 
 
-class Told(Enum):
-    """The other things an answer can say of an event."""
-
-    DELIVERED = "delivered"
-    UNCONFIRMED = "unconfirmed"
+@attrs.frozen
+class Unknown:
+    """The answer does not say what happened to the event."""
 
 
-Verdict = Told | Rejected
+Verdict = Delivered | Rejected | Unknown
+
+DELIVERED: Final = Delivered()
+UNKNOWN: Final = Unknown()
 
 _ECHOES_PER_EVENT: Final = 4
-"""An answer with more echoes than that is read no further: it is nonsense, and costs time."""
+"""How many echoes per event are read. An answer with more is nonsense, and costs time."""
 
 
-def attribute(events: Sequence[PartnerEvent], body: bytes | None) -> list[Verdict]:
-    """What the body of a 2xx says of each event that was sent, in their order."""
-    answer = encoding.read_answer(body)
+def match_unprocessed(events: Sequence[PartnerEvent], body: bytes | None) -> list[Verdict]:
+    """Returns what the body of a 2xx says of each event that was sent, in their order."""
+    answer = read_answer(body)
     if answer is None:
-        return [Told.UNCONFIRMED] * len(events)
+        return [UNKNOWN] * len(events)
     if answer.processed == len(events) and not answer.unprocessed:
-        return [Told.DELIVERED] * len(events)
+        return [DELIVERED] * len(events)
     return _Matching(events, answer).verdicts()
 
 
@@ -143,7 +132,7 @@ class _Fit(IntEnum):
 
 
 class _Matching:
-    """One answer held against the events of its request."""
+    """One answer compared with the events of its request."""
 
     def __init__(self, events: Sequence[PartnerEvent], answer: Answer) -> None:
         self._events = events
@@ -151,12 +140,12 @@ class _Matching:
         unprocessed = len(answer.unprocessed)
         self._adds_up = answer.processed + unprocessed == len(events)
         self._all_refused = answer.processed == 0 and unprocessed == len(events)
-        self._keys = [encoding.encode(event) for event in events]
+        self._keys = [encode(event) for event in events]
         sent = [_Sent(event) for event in events]
         self._fits = [[_fit(echo, one) for one in sent] for echo in self._echoes]
         self._named: dict[int, int] = {}  # event: echo
-        self._open: list[int] = []  # echoes that named nobody by a full match
-        self._strays = False  # whether an echo fits nobody
+        self._open: list[int] = []  # echoes that named no event by a full match
+        self._strays = False  # True if an echo fits no event
 
     def verdicts(self) -> list[Verdict]:
         for echo in range(len(self._echoes)):
@@ -168,7 +157,7 @@ class _Matching:
         return self._match_rest()
 
     def _name_in_full(self, echo: int) -> None:
-        """Rule 2: finds whom an echo names without any doubt."""
+        """Rule 2: finds the event that an echo names without any doubt."""
         fits = self._fits[echo]
         best = max(fits)
         if best is _Fit.NONE:
@@ -188,7 +177,7 @@ class _Matching:
             self._strays = True  # The same event, named once too often.
 
     def _match_rest(self) -> list[Verdict]:
-        """Rule 3: an alternating walk from every event left free tells who could have been free instead."""
+        """Rule 3: an alternating walk from every free event finds the events that could be free instead."""
         fits = {echo: self._candidates(echo) for echo in self._open}
         matched: dict[int, int] = {}
         for echo in self._open:
@@ -213,13 +202,13 @@ class _Matching:
             if index in self._named:
                 verdicts.append(Rejected(self._echoes[self._named[index]].errors))
             elif index in possible or self._strays:
-                verdicts.append(Told.UNCONFIRMED)
+                verdicts.append(UNKNOWN)
             else:
-                verdicts.append(Told.DELIVERED)
+                verdicts.append(DELIVERED)
         return verdicts
 
     def _refuse_all(self) -> list[Verdict]:
-        """None processed and all unprocessed: only the reasons are to be told apart."""
+        """None processed and all unprocessed: only the reasons have to be matched."""
         self._match_rest()
         spare = {echo.errors for index, echo in enumerate(self._echoes) if index not in self._named.values()}
         reasons = spare.pop() if len(spare) == 1 else ()
@@ -242,7 +231,7 @@ def _augment(echo: int, fits: dict[int, list[int]], matched: dict[int, int], see
 
 
 def _reachable(free: set[int], fits: dict[int, list[int]], matched: dict[int, int]) -> set[int]:
-    """The events that some maximum matching leaves free, given those that this one does."""
+    """Returns the events that some maximum matching leaves free; `free` are those of this matching."""
     doubtful, frontier = set(free), list(free)
     while frontier:
         event = frontier.pop()
@@ -265,7 +254,7 @@ class _Sent:
         self.session_id = _as_id(event.session_id)
         self.parent_guid = _as_id(event.parent_guid)
         self.client_unique_id = event.client_unique_id
-        self.time = encoding.parse_time(encoding.format_time(event.event_time))
+        self.time = parse_time(format_time(event.event_time))
         self.metadata = Counter((pair.name, pair.value) for pair in event.metadata)
 
 
@@ -291,7 +280,7 @@ _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII
 
 
 def _as_id(value: Any) -> Any:
-    """An id in the form in which it is compared: a UUID in lower case, anything else as it is."""
+    """Returns an id in the form in which it is compared: a UUID in lower case, anything else as it is."""
     if isinstance(value, str) and _UUID.fullmatch(value):
         return value.lower()
     return value or ""
@@ -310,7 +299,7 @@ def _fit_time(value: Any, sent: datetime) -> _Fit:
     if value is None or value == "":
         return _Fit.SILENT
     try:
-        moment = encoding.parse_time(value)
+        moment = parse_time(value)
     except (TypeError, ValueError):
         return _Fit.NONE
     if moment == DEFAULT_TIME:
@@ -339,7 +328,7 @@ def _metadata_is_silent(unprocessed: Unprocessed) -> bool:
 def _read_pairs(value: Any) -> Counter[tuple[str, str]] | None:
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         return None
-    pairs = [encoding.lower_keys(item) for item in value]
+    pairs = [lower_keys(item) for item in value]
     named: list[tuple[Any, Any]] = [(pair.get("name"), pair.get("value") or "") for pair in pairs]
     if not all(isinstance(name, str) and isinstance(text, str) for name, text in named):
         return None

@@ -42,9 +42,8 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TracerProvider
 from yarl import URL
 
-from rokt_events_async.errors import DeliveryError
 from rokt_events_async.observers import Observer, RequestReport, RetryReport, error_codes
-from rokt_events_async.outcomes import Delivery, Receipt
+from rokt_events_async.outcomes import Delivery, DeliveryError, Receipt
 
 _SCOPE: Final = "rokt_events_async"
 _DESTINATION: Final = "server_events"

@@ -13,8 +13,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from rokt_events_async._pipeline.batching import Batches, Session
 
 
-def make(max_batch_size: int = 3, interval: float = 10.0) -> Batches[str]:
-    return Batches(max_batch_size=max_batch_size, interval=interval)
+def make(max_batch_size: int = 3, linger: float = 10.0) -> Batches[str]:
+    return Batches(max_batch_size=max_batch_size, linger=linger)
 
 
 def take(batches: Batches[str], now: float) -> tuple[str, list[str]] | None:
@@ -104,7 +104,7 @@ def test_a_flush_reaches_what_waits_behind_a_flight() -> None:
 
 def test_the_oldest_goes_first() -> None:
     """Full, due and flushed batches are served by age."""
-    batches = make(interval=1.0)
+    batches = make(linger=1.0)
     batches.add("due", "1", now=0.0)
     for item in "abc":
         batches.add("full", item, now=0.5)
@@ -223,7 +223,7 @@ def test_overdue_items_of_one_session_are_taken_a_piece_at_a_time() -> None:
 
 def test_a_million_sessions_of_one_item() -> None:
     """Many and short-lived: all of them leave, each with its own, and none is remembered."""
-    batches: Batches[int] = Batches(max_batch_size=25, interval=10.0)
+    batches: Batches[int] = Batches(max_batch_size=25, linger=10.0)
     for number in range(1_000_000):
         batches.add(str(number), number, now=0.0)
     assert batches.sessions == 1_000_000
@@ -244,7 +244,7 @@ class BatchingMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.batches: Batches[tuple[str, int]] = Batches(max_batch_size=25, interval=5.0)
+        self.batches: Batches[tuple[str, int]] = Batches(max_batch_size=25, linger=5.0)
         self.now = 0.0
         self.number = 0
         self.queued: dict[str, list[tuple[str, int]]] = defaultdict(list)
@@ -328,7 +328,7 @@ TestBatching.settings = settings(max_examples=150, stateful_step_count=40, deadl
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.floats(0, 3)), min_size=1, max_size=120))
 def test_nobody_waits_longer_than_the_interval(arrivals: list[tuple[str, float]]) -> None:
     """With workers at hand, every item leaves within the interval of its own arrival."""
-    batches: Batches[float] = Batches(max_batch_size=25, interval=2.0)
+    batches: Batches[float] = Batches(max_batch_size=25, linger=2.0)
     now = 0.0
     for session_id, gap in arrivals:
         arrival = now + gap

@@ -16,6 +16,7 @@ from rokt_events_async import (
     Receipt,
     RetryPolicy,
 )
+from rokt_events_async._pipeline.trips import Trip
 from rokt_events_async.sandbox import Fault, Sandbox
 from tests.samples import event
 
@@ -233,14 +234,14 @@ async def test_a_flush_during_the_close_starts_nothing(monkeypatch: pytest.Monke
         for index in range(3000):
             await emitter.track(event(f"session-{index}"))
         await asyncio.sleep(0.1)
-        assert emitter._workers is not None
-        give_up, flushes = emitter._workers._give_up_some, []
+        assert emitter._pool is not None
+        give_up, flushes = emitter._pool._give_up_some, []
 
         def flush_meanwhile() -> bool:
             flushes.append(asyncio.create_task(emitter.flush()))
             return give_up()
 
-        monkeypatch.setattr(emitter._workers, "_give_up_some", flush_meanwhile)
+        monkeypatch.setattr(emitter._pool, "_give_up_some", flush_meanwhile)
         report = await emitter.aclose(timeout=0.1)
         assert emitter.stats.pending == 0
         assert not [task for task in asyncio.all_tasks() if task.get_name() == "rokt-events-flush"]
@@ -416,7 +417,7 @@ async def test_a_fault_in_a_worker_settles_its_batch_and_is_logged(
 
     async with emitter_for(sandbox) as emitter:
         with monkeypatch.context() as patch:
-            patch.setattr("rokt_events_async._protocol.encoding.says_all_processed", broken)
+            patch.setattr("rokt_events_async._pipeline.sender.says_all_processed", broken)
             with pytest.raises(DeliveryUnconfirmedError, match="a fault in the library"):
                 await emitter.deliver(event())
 
@@ -430,14 +431,16 @@ async def test_a_fault_between_batches_does_not_stop_the_work(
 ) -> None:
     """A worker that dies outside of any batch is replaced, and it is logged, without the fault's words."""
     async with emitter_for(sandbox, flush_interval=0) as emitter:
-        take, faults = emitter._batches.take, [ZeroDivisionError("a planted fault")]
+        assert emitter._pool is not None
+        queue = emitter._pool._queue
+        take, faults = queue.take, [ZeroDivisionError("a planted fault")]
 
         def broken(*, now: float) -> Any:
             if faults:
                 raise faults.pop()
             return take(now=now)
 
-        monkeypatch.setattr(emitter._batches, "take", broken)
+        monkeypatch.setattr(queue, "take", broken)
 
         assert isinstance(await emitter.deliver(event()), Receipt)
     assert "died of a fault, its events have been settled: ZeroDivisionError" in caplog.text
@@ -451,18 +454,19 @@ async def test_an_exit_in_a_worker_settles_its_batch(
     emitter = emitter_for(sandbox, flush_interval=0, retry=RetryPolicy(max_attempts=1))
     await emitter.start()
     delivery = await emitter.track(event())
-    assert emitter._workers is not None
-    batch = emitter._batches.take(now=float("inf"))
-    assert batch is not None
+    assert emitter._pool is not None
+    assert emitter._sender is not None
+    taken = emitter._pool._queue.take(now=float("inf"))
+    assert taken is not None
 
     async def leave(_: Any) -> Any:
         raise SystemExit(3)
 
-    monkeypatch.setattr(emitter._workers, "_attempt", leave)
+    monkeypatch.setattr(emitter._sender, "_attempt", leave)
     with pytest.raises(SystemExit):
-        await emitter._workers._carry(batch[1])
+        await emitter._sender.carry(Trip(*taken))
 
     assert delivery.done()
     assert adds_up(emitter)
-    emitter._batches.release(batch[0], now=0.0)
+    emitter._pool._queue.release(taken[0], now=0.0)
     await emitter.aclose()

@@ -13,13 +13,13 @@ from rokt_events_async import (
     EmitterClosedError,
     QueueFullError,
 )
-from rokt_events_async._pipeline.hooks import Observers
+from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.ledger import Ledger
 from tests.samples import delivery
 
 
 def make(max_pending: int = 2, max_pending_bytes: int = 100) -> Ledger:
-    return Ledger(max_pending=max_pending, max_pending_bytes=max_pending_bytes, observers=Observers())
+    return Ledger(max_pending=max_pending, max_pending_bytes=max_pending_bytes, hooks=Hooks())
 
 
 def settle(ledger: Ledger, *deliveries: Delivery) -> None:
@@ -30,6 +30,12 @@ async def admit(ledger: Ledger, of: Delivery) -> Delivery:
     await ledger.wait_for_room(len(of.wire))
     ledger.admit_granted(of, now=0.0)
     return of
+
+
+def counts(ledger: Ledger) -> tuple[int, int]:
+    """Events accepted and pending."""
+    stats = ledger.stats()
+    return stats.accepted, stats.pending
 
 
 async def turn() -> None:
@@ -81,7 +87,7 @@ async def test_the_line_is_served_in_order_and_nobody_overtakes() -> None:
     settle(ledger, first)
     assert not ledger.admit_nowait(delivery(1), now=0.0), "what is granted is not to be taken"
     await asyncio.gather(large, small)
-    assert ledger.pending == 2
+    assert ledger.stats().pending == 2
 
 
 async def test_cancelled_in_line() -> None:
@@ -93,7 +99,7 @@ async def test_cancelled_in_line() -> None:
     await two
 
     assert one.cancelled()
-    assert (ledger.accepted, ledger.pending) == (2, 1)
+    assert counts(ledger) == (2, 1)
 
 
 async def test_cancelled_with_the_grant_in_hand() -> None:
@@ -104,7 +110,7 @@ async def test_cancelled_with_the_grant_in_hand() -> None:
     await two
 
     assert one.cancelled()
-    assert (ledger.accepted, ledger.pending) == (2, 1)
+    assert counts(ledger) == (2, 1)
 
 
 async def test_cancelled_while_the_line_moves() -> None:
@@ -115,7 +121,7 @@ async def test_cancelled_while_the_line_moves() -> None:
     await two
 
     assert one.cancelled()
-    assert ledger.pending == 1
+    assert ledger.stats().pending == 1
 
 
 async def test_a_large_event_that_leaves_the_line_lets_small_ones_in() -> None:
@@ -129,7 +135,7 @@ async def test_a_large_event_that_leaves_the_line_lets_small_ones_in() -> None:
 
     large.cancel()
     await small
-    assert ledger.pending == 2
+    assert ledger.stats().pending == 2
 
 
 async def test_a_newcomer_behind_a_grant_does_not_wait_for_room_that_is_there() -> None:
@@ -145,7 +151,7 @@ async def test_a_newcomer_behind_a_grant_does_not_wait_for_room_that_is_there() 
     newcomer = asyncio.create_task(admit(ledger, delivery()))
     await asyncio.gather(granted, newcomer)
 
-    assert ledger.pending == 2
+    assert ledger.stats().pending == 2
 
 
 async def test_closing_turns_away_who_waits() -> None:
@@ -165,7 +171,7 @@ async def test_closing_turns_away_who_waits() -> None:
         EmitterClosedError,
         asyncio.CancelledError,
     ]
-    assert (ledger.accepted, ledger.pending) == (1, 0)
+    assert counts(ledger) == (1, 0)
 
 
 async def test_closing_passes_over_who_is_cancelled() -> None:
@@ -216,7 +222,7 @@ async def test_flushes_wait_for_what_came_before_them() -> None:
     assert not second.done()
     settle(ledger, one)
     await asyncio.gather(first, second, third)
-    assert ledger.pending == 1
+    assert ledger.stats().pending == 1
 
 
 async def test_a_report_counts_from_the_close() -> None:

@@ -30,7 +30,7 @@ from rokt_events_async import (
     Receipt,
     WrongContextError,
 )
-from rokt_events_async import emitter as emitter_module
+from rokt_events_async._pipeline import context as context_module
 from rokt_events_async._pipeline import threadsafe as threads_module
 from rokt_events_async.sandbox import Sandbox
 from tests.samples import CREDENTIALS, NOW, Clock, event
@@ -447,7 +447,7 @@ async def test_in_a_child_of_a_fork(monkeypatch: pytest.MonkeyPatch, sandbox: Sa
     """The loop is the parent's."""
     async with emitter_for(sandbox) as emitter:
         with monkeypatch.context() as patch:
-            patch.setattr(emitter_module, "_this_process", emitter_module._Process())
+            patch.setattr(context_module, "_this_process", context_module._Process())
             with pytest.raises(WrongContextError, match="was started in process"):
                 emitter.track_threadsafe(event())
 

@@ -15,7 +15,7 @@ from aiohttp import ClientResponse
 from aioresponses import aioresponses
 
 from rokt_events_async._pipeline.transport import MAX_BODY, HttpTransport, Request
-from rokt_events_async._protocol.verdicts import NoReply, Reply
+from rokt_events_async._protocol.replies import NoReply, Reply
 from rokt_events_async.sandbox import Sandbox
 from tests.samples import CREDENTIALS
 

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from rokt_events_async import ApiError, PartnerEvent
 from rokt_events_async._protocol import encoding
-from rokt_events_async._protocol.verdicts import Meaning, Rejected, Told, Verdict, attribute, judge
+from rokt_events_async._protocol.verdicts import (
+    DELIVERED,
+    UNKNOWN,
+    Disposition,
+    Rejected,
+    Verdict,
+    classify,
+    match_unprocessed,
+)
 from rokt_events_async.sandbox import ECHO_FORMS, Echo
 from rokt_events_async.sandbox.echoes import write_verdicts
 from rokt_events_async.sandbox.rules import Judged, Problem
@@ -48,17 +56,17 @@ A, B, C = (timed(parent_guid=name) for name in "abc")
 @pytest.mark.parametrize(
     ("meaning", "statuses"),
     [
-        (Meaning.ANSWERED, [200, 201, 204, 206, 207, 299]),
-        (Meaning.REFUSED, [400, 413, 422]),
-        (Meaning.CREDENTIALS, [401, 403]),
-        (Meaning.AGAIN, [429, 500, 503, 507, 599]),
-        (Meaning.AGAIN_MAYBE_ACCEPTED, [408, 502, 504]),
-        (Meaning.FAILED, [199, 300, 301, 304, 307, 308, 402, 404, 405, 409, 415, 418, 501, 505, 600]),
+        (Disposition.ANSWERED, [200, 201, 204, 206, 207, 299]),
+        (Disposition.REFUSED, [400, 413, 422]),
+        (Disposition.CREDENTIALS_REFUSED, [401, 403]),
+        (Disposition.RETRY, [429, 500, 503, 507, 599]),
+        (Disposition.RETRY_MAYBE_ACCEPTED, [408, 502, 504]),
+        (Disposition.FAILED, [199, 300, 301, 304, 307, 308, 402, 404, 405, 409, 415, 418, 501, 505, 600]),
     ],
 )
-def test_what_a_status_means(meaning: Meaning, statuses: list[int]) -> None:
+def test_what_a_status_means(meaning: Disposition, statuses: list[int]) -> None:
     """The design's table of statuses."""
-    assert {judge(status) for status in statuses} == {meaning}
+    assert {classify(status) for status in statuses} == {meaning}
 
 
 # Bodies.
@@ -66,14 +74,14 @@ def test_what_a_status_means(meaning: Meaning, statuses: list[int]) -> None:
 
 def test_all_processed() -> None:
     """The ordinary 200."""
-    assert attribute([A, B], answer(2)) == [Told.DELIVERED, Told.DELIVERED]
+    assert match_unprocessed([A, B], answer(2)) == [DELIVERED, DELIVERED]
 
 
 def test_the_200_example_of_the_specification() -> None:
     """Five processed, none unprocessed."""
     body = b'{ \n"processedEventsCount": 5,\n"unprocessedEvents": [],\n"success": true }'
 
-    assert attribute([A, B, C, A, B], body) == [Told.DELIVERED] * 5
+    assert match_unprocessed([A, B, C, A, B], body) == [DELIVERED] * 5
 
 
 @pytest.mark.parametrize(
@@ -102,7 +110,7 @@ def test_the_200_example_of_the_specification() -> None:
 )
 def test_what_cannot_be_read_or_does_not_add_up_confirms_nothing(body: bytes | None) -> None:
     """The server took something; nobody knows what."""
-    assert attribute([A, B], body) == [Told.UNCONFIRMED] * 2
+    assert match_unprocessed([A, B], body) == [UNKNOWN] * 2
 
 
 @pytest.mark.parametrize(
@@ -110,12 +118,12 @@ def test_what_cannot_be_read_or_does_not_add_up_confirms_nothing(body: bytes | N
 )
 def test_keys_in_any_case_and_a_missing_list(body: bytes) -> None:
     """Read leniently where nothing is in doubt."""
-    assert attribute([A, B], body) == [Told.DELIVERED] * 2
+    assert match_unprocessed([A, B], body) == [DELIVERED] * 2
 
 
 def test_a_named_event_is_rejected_and_the_others_are_delivered() -> None:
     """Whatever `success` says."""
-    assert attribute([A, B, C], answer(2, echo_of(B))) == [Told.DELIVERED, REFUSED, Told.DELIVERED]
+    assert match_unprocessed([A, B, C], answer(2, echo_of(B))) == [DELIVERED, REFUSED, DELIVERED]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +150,7 @@ def test_a_named_event_is_rejected_and_the_others_are_delivered() -> None:
 )
 def test_what_an_echo_may_look_like(changes: dict[str, Any]) -> None:
     """Written again by a typed server, in all the ways that are known."""
-    assert attribute([A, B], answer(1, echo_of(B, **changes))) == [Told.DELIVERED, REFUSED]
+    assert match_unprocessed([A, B], answer(1, echo_of(B, **changes))) == [DELIVERED, REFUSED]
 
 
 @pytest.mark.parametrize(
@@ -170,21 +178,21 @@ def test_what_an_echo_may_look_like(changes: dict[str, Any]) -> None:
 )
 def test_an_echo_of_an_event_that_nobody_sent(changes: dict[str, Any]) -> None:
     """It fits nobody, so it may be anybody: nothing is claimed."""
-    assert attribute([A, B], answer(1, echo_of(B, **changes))) == [Told.UNCONFIRMED] * 2
+    assert match_unprocessed([A, B], answer(1, echo_of(B, **changes))) == [UNKNOWN] * 2
 
 
 @pytest.mark.parametrize("echo", [None, "a", [], 7])
 def test_an_echo_that_is_none(echo: Any) -> None:
     """No object, no match."""
-    assert attribute([A, B], answer(1, echo)) == [Told.UNCONFIRMED] * 2
+    assert match_unprocessed([A, B], answer(1, echo)) == [UNKNOWN] * 2
 
 
 def test_an_invalid_type_may_be_echoed_as_anything() -> None:
     """With `InvalidEventType` among the errors, the type identifies nobody."""
     body = answer(1, echo_of(B, eventType="None"), errors=[{"code": "InvalidEventType", "message": "x"}])
 
-    assert attribute([A, B], body)[0] is Told.DELIVERED
-    assert isinstance(attribute([A, B], body)[1], Rejected)
+    assert match_unprocessed([A, B], body)[0] is DELIVERED
+    assert isinstance(match_unprocessed([A, B], body)[1], Rejected)
 
 
 def test_uuids_match_in_any_casing_and_other_ids_do_not() -> None:
@@ -192,11 +200,11 @@ def test_uuids_match_in_any_casing_and_other_ids_do_not() -> None:
     guid = "58BCBAA0-E13C-4A3D-84CD-2803CCC35394"
     upper = timed(session_id=guid, parent_guid=guid)
 
-    assert attribute(
+    assert match_unprocessed(
         [upper, A], answer(1, echo_of(upper, sessionId=guid.lower(), parentGuid=guid.lower()))
     ) == [
         REFUSED,
-        Told.DELIVERED,
+        DELIVERED,
     ]
 
 
@@ -205,13 +213,13 @@ def test_two_casings_of_a_uuid_are_two_readings() -> None:
     guid = "58bcbaa0-e13c-4a3d-84cd-2803ccc35394"
     lower, upper = timed(parent_guid=guid), timed(parent_guid=guid.upper())
 
-    assert attribute([lower, upper], answer(1, echo_of(lower))) == [Told.UNCONFIRMED] * 2
+    assert match_unprocessed([lower, upper], answer(1, echo_of(lower))) == [UNKNOWN] * 2
 
 
 def test_equal_events_are_interchangeable() -> None:
     """Which of two that are equal in every field was refused makes no difference."""
-    assert attribute([A, A, A], answer(2, echo_of(A))) == [REFUSED, Told.DELIVERED, Told.DELIVERED]
-    assert attribute([A, B, A], answer(1, echo_of(A), echo_of(A))) == [REFUSED, Told.DELIVERED, REFUSED]
+    assert match_unprocessed([A, A, A], answer(2, echo_of(A))) == [REFUSED, DELIVERED, DELIVERED]
+    assert match_unprocessed([A, B, A], answer(1, echo_of(A), echo_of(A))) == [REFUSED, DELIVERED, REFUSED]
 
 
 def test_full_matches_come_first() -> None:
@@ -220,20 +228,20 @@ def test_full_matches_come_first() -> None:
     without = timed(parent_guid="p")
     body = answer(1, echo_of(with_note))
 
-    assert attribute([without, with_note], body) == [Told.DELIVERED, REFUSED]
+    assert match_unprocessed([without, with_note], body) == [DELIVERED, REFUSED]
     # The second echo says nothing of metadata, and the one it could also mean is taken.
     body = answer(1, echo_of(without), echo_of(with_note))
-    assert attribute([without, with_note, A], body) == [REFUSED, REFUSED, Told.DELIVERED]
+    assert match_unprocessed([without, with_note, A], body) == [REFUSED, REFUSED, DELIVERED]
 
 
 def test_an_echo_without_metadata_may_mean_the_event_that_has_some() -> None:
     """Two readings are possible, so neither is claimed."""
     with_note, without = timed(parent_guid="p", metadata={"note": "x"}), timed(parent_guid="p")
 
-    assert attribute([with_note, without, A], answer(2, echo_of(without))) == [
-        Told.UNCONFIRMED,
-        Told.UNCONFIRMED,
-        Told.DELIVERED,
+    assert match_unprocessed([with_note, without, A], answer(2, echo_of(without))) == [
+        UNKNOWN,
+        UNKNOWN,
+        DELIVERED,
     ]
 
 
@@ -242,35 +250,35 @@ def test_elimination() -> None:
     one, two = (attrs.evolve(timed(parent_guid="p"), event_time=NOW + timedelta(seconds=n)) for n in (0, 1))
     vague = echo_of(one, eventTime="0001-01-01T00:00:00+00:00")
 
-    assert attribute([one, two, A], answer(2, vague)) == [Told.UNCONFIRMED, Told.UNCONFIRMED, Told.DELIVERED]
-    assert attribute([one, two, A], answer(1, vague, vague)) == [REFUSED, REFUSED, Told.DELIVERED]
-    assert attribute([one, two, A], answer(1, vague, echo_of(two))) == [REFUSED, REFUSED, Told.DELIVERED]
+    assert match_unprocessed([one, two, A], answer(2, vague)) == [UNKNOWN, UNKNOWN, DELIVERED]
+    assert match_unprocessed([one, two, A], answer(1, vague, vague)) == [REFUSED, REFUSED, DELIVERED]
+    assert match_unprocessed([one, two, A], answer(1, vague, echo_of(two))) == [REFUSED, REFUSED, DELIVERED]
 
 
 def test_more_vague_echoes_than_events_fit_nobody() -> None:
     """Two echoes for one event: it is rejected, and nobody else is delivered for certain."""
     vague = echo_of(A, eventTime=None)
 
-    assert attribute([A, B, C], answer(1, vague, vague)) == [REFUSED, Told.UNCONFIRMED, Told.UNCONFIRMED]
+    assert match_unprocessed([A, B, C], answer(1, vague, vague)) == [REFUSED, UNKNOWN, UNKNOWN]
 
 
 def test_the_same_event_named_twice() -> None:
     """One of the echoes means somebody else."""
     body = answer(1, echo_of(A), echo_of(A))
 
-    assert attribute([A, B, C], body) == [REFUSED, Told.UNCONFIRMED, Told.UNCONFIRMED]
+    assert match_unprocessed([A, B, C], body) == [REFUSED, UNKNOWN, UNKNOWN]
 
 
 @pytest.mark.parametrize("processed", [0, 1, 3, 25])
 def test_counts_that_do_not_add_up(processed: int) -> None:
     """Who is named by a full match is rejected, the rest is unconfirmed; weak matches name nobody."""
-    assert attribute([A, B, C], answer(processed, echo_of(B))) == [
-        Told.UNCONFIRMED,
+    assert match_unprocessed([A, B, C], answer(processed, echo_of(B))) == [
+        UNKNOWN,
         REFUSED,
-        Told.UNCONFIRMED,
+        UNKNOWN,
     ]
     vague = answer(processed, echo_of(B, eventTime=None))
-    assert attribute([A, B, C], vague) == [Told.UNCONFIRMED] * 3
+    assert match_unprocessed([A, B, C], vague) == [UNKNOWN] * 3
 
 
 def test_none_processed_and_all_unprocessed_rejects_all() -> None:
@@ -286,9 +294,11 @@ def test_none_processed_and_all_unprocessed_rejects_all() -> None:
         }
     ).encode()
 
-    assert attribute([A, B], body) == [REFUSED, Rejected((ApiError("Other", ""),))]
-    assert attribute([A, B], answer(0, 1, 2)) == [REFUSED, REFUSED]
-    assert attribute([A, B], b'{"processedEventsCount":0,"unprocessedEvents":[{"errors":[{}]},{}]}') == [
+    assert match_unprocessed([A, B], body) == [REFUSED, Rejected((ApiError("Other", ""),))]
+    assert match_unprocessed([A, B], answer(0, 1, 2)) == [REFUSED, REFUSED]
+    assert match_unprocessed(
+        [A, B], b'{"processedEventsCount":0,"unprocessedEvents":[{"errors":[{}]},{}]}'
+    ) == [
         Rejected(()),
         Rejected(()),
     ]
@@ -299,9 +309,9 @@ def test_a_flood_of_echoes_is_read_no_further() -> None:
     events = [timed(parent_guid=str(number)) for number in range(25)]
     body = answer(0, *[echo_of(events[0])] * 20_000)
 
-    verdicts = attribute(events, body)
+    verdicts = match_unprocessed(events, body)
     assert isinstance(verdicts[0], Rejected)
-    assert set(verdicts[1:]) == {Told.UNCONFIRMED}
+    assert set(verdicts[1:]) == {UNKNOWN}
 
 
 # The property: whatever is refused, and however it is echoed, nobody is wronged.
@@ -356,18 +366,18 @@ def test_attribution_is_the_truth_or_says_that_it_does_not_know(
     form = Echo(**switches, foreign=is_foreign, count_offset=max(offset, -refused.count(False)))
     written = write_verdicts(truth, form, random.Random(data.draw(st.integers(0, 99))))
 
-    verdicts = attribute(events, written.body)
+    verdicts = match_unprocessed(events, written.body)
 
     for key in {encoding.encode(one) for one in events}:
         alike = [index for index, one in enumerate(events) if encoding.encode(one) == key]
-        assert _count(verdicts, alike, Told.DELIVERED) <= sum(not refused[index] for index in alike)
+        assert _count(verdicts, alike, DELIVERED) <= sum(not refused[index] for index in alike)
         assert _count(verdicts, alike, REFUSED_BY_TEST) <= sum(refused[index] for index in alike)
     if form == Echo(shuffle=form.shuffle, only_200=form.only_200, pascal_case=form.pascal_case) and _is_plain(
         events
     ):
         assert [isinstance(verdict, Rejected) for verdict in verdicts] == refused
     if not any(refused) and form.count_offset == 0:
-        assert set(verdicts) == {Told.DELIVERED}
+        assert set(verdicts) == {DELIVERED}
 
 
 REFUSED_BY_TEST = Rejected((ApiError(REFUSAL.code, REFUSAL.message),))

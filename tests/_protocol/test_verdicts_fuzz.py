@@ -12,8 +12,8 @@ import pytest
 
 from rokt_events_async import PartnerEvent
 from rokt_events_async._pipeline.transport import MAX_BODY
-from rokt_events_async._protocol import encoding
-from rokt_events_async._protocol.verdicts import Rejected, Told, Verdict, attribute
+from rokt_events_async._protocol.replies import read_errors, says_all_processed
+from rokt_events_async._protocol.verdicts import DELIVERED, UNKNOWN, Rejected, Verdict, match_unprocessed
 from tests.samples import NOW, event
 
 ANSWERS = 20_000
@@ -117,10 +117,10 @@ def proof(body: bytes, count: int) -> tuple[int, int] | None:
 
 
 def check(verdicts: list[Verdict], body: bytes, events: list[PartnerEvent]) -> None:
-    delivered = verdicts.count(Told.DELIVERED)
+    delivered = verdicts.count(DELIVERED)
     rejected = sum(isinstance(verdict, Rejected) for verdict in verdicts)
     assert len(verdicts) == len(events)
-    assert delivered + rejected + verdicts.count(Told.UNCONFIRMED) == len(events)
+    assert delivered + rejected + verdicts.count(UNKNOWN) == len(events)
     if delivered:
         told = proof(body, len(events))
         assert told is not None, body
@@ -136,14 +136,14 @@ def test_no_answer_raises_and_none_delivers_without_proof(number: int) -> None:
     for _ in range(ANSWERS // BATCHES):
         events = batch(luck)
         body = answer(luck, events)
-        verdicts = attribute(events, body)
+        verdicts = match_unprocessed(events, body)
         check(verdicts, body, events)
-        if encoding.says_all_processed(body, len(events)):
-            assert verdicts == [Told.DELIVERED] * len(events), body
-        encoding.read_errors(body)
+        if says_all_processed(body, len(events)):
+            assert verdicts == [DELIVERED] * len(events), body
+        read_errors(body)
         reached |= {type(verdict) if isinstance(verdict, Rejected) else verdict for verdict in verdicts}
 
-    assert reached == {Rejected, Told.DELIVERED, Told.UNCONFIRMED}
+    assert reached == {Rejected, DELIVERED, UNKNOWN}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_the_largest_answers_stay_small_in_memory(body: bytes) -> None:
     events = [event(parent_guid="same").stamped(NOW) for _ in range(25)]
     tracemalloc.start()
     try:
-        attribute(events, body)
+        match_unprocessed(events, body)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -17,7 +17,9 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from rokt_events_async import DeliveryUnconfirmedError, Emitter, Receipt, cli
+from rokt_events_async.cli import demo
 from rokt_events_async.sandbox import Sandbox
+from rokt_events_async.testing import claim_of
 from tests.samples import event
 
 
@@ -121,19 +123,19 @@ async def test_claims_of_all_kinds(sandbox: Sandbox) -> None:
     sent = event()
     error = DeliveryUnconfirmedError("lost", event=sent)
 
-    assert cli.claim_of(sent, Receipt(sent, 2, True)).maybe_duplicate
-    assert cli.claim_of(sent, error).outcome == "unconfirmed"
+    assert claim_of(sent, Receipt(sent, 2, True)).maybe_duplicate
+    assert claim_of(sent, error).outcome == "unconfirmed"
 
 
 async def test_a_demo_hears_of_every_end(capsys: pytest.CaptureFixture[str]) -> None:
     """Events that are not delivered are tallied too, and no rejections are shown where there are none."""
-    tally = cli._Tally()
+    tally = demo._Tally()
     async with Sandbox(faults={404: 1.0}) as down:
         async with Emitter(down.credentials, endpoint=down.url) as emitter:
-            await cli._play(emitter, [event()], 0, tally)
+            await demo._play(emitter, [event()], 0, tally)
 
     assert [claim.outcome for claim in tally.claims] == ["failed"]
-    cli._print_rejections(Console(), tally)
+    demo._print_rejections(Console(), tally)
     assert capsys.readouterr().out == ""
 
 

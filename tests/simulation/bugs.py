@@ -15,15 +15,18 @@ from unittest import mock
 import aiohttp
 
 from rokt_events_async import Delivery, Receipt
-from rokt_events_async._pipeline import batching, sender
-from rokt_events_async._pipeline import retry as retry_
+from rokt_events_async._pipeline import batching, retry, sender
 from rokt_events_async._pipeline.batching import Batches
-from rokt_events_async._pipeline.hooks import Observers, UndeliveredHandler
+from rokt_events_async._pipeline.dead_letters import DeadLetters
+from rokt_events_async._pipeline.hooks import Hook
 from rokt_events_async._pipeline.ledger import Ledger
-from rokt_events_async._pipeline.sender import FlushWorkers, _Part
+from rokt_events_async._pipeline.scheduler import Pool
+from rokt_events_async._pipeline.sender import Sender
+from rokt_events_async._pipeline.settlement import Settlement
 from rokt_events_async._pipeline.transport import HttpTransport, Request, _Timeouts
-from rokt_events_async._protocol import encoding
-from rokt_events_async._protocol.verdicts import Meaning, Rejected, Reply, Told, judge
+from rokt_events_async._pipeline.trips import Batch
+from rokt_events_async._protocol.replies import Reply, read_answer
+from rokt_events_async._protocol.verdicts import DELIVERED, UNKNOWN, Disposition, Rejected, classify
 from tests.simulation.world import play, sweep
 
 MAX_SEEDS = 500
@@ -75,50 +78,48 @@ def _() -> Any:
 
 @bug("absent from the answer is delivered, though the counts do not add up")
 def _() -> Any:
-    def attribute(events: Any, body: Any) -> list[Any]:
-        answer = encoding.read_answer(body)
+    def match(events: Any, body: Any) -> list[Any]:
+        answer = read_answer(body)
         if answer is None:
-            return [Told.UNCONFIRMED] * len(events)
+            return [UNKNOWN] * len(events)
         named = {item.echo.get("parentguid"): item.errors for item in answer.unprocessed if item.echo}
         return [
-            Rejected(named[event.parent_guid]) if event.parent_guid in named else Told.DELIVERED
+            Rejected(named[event.parent_guid]) if event.parent_guid in named else DELIVERED
             for event in events
         ]
 
-    return replace(sender, "attribute", attribute)
+    return replace(sender, "match_unprocessed", match)
 
 
 @bug("a 2xx that cannot be read is taken for a good one")
 def _() -> Any:
-    return replace(encoding, "says_all_processed", lambda body, count: True)
+    return replace(sender, "says_all_processed", lambda body, count: True)
 
 
 @bug("what cannot be told is rejected")
 def _() -> Any:
-    original = FlushWorkers._end
+    original = Settlement.leave_open
 
-    def end(self: Any, part: Any, delivery: Any, error: Any, reason: str, errors: Any = ()) -> None:
+    def leave_open(self: Any, batch: Any, delivery: Any, reason: str) -> None:
         if "does not tell" in reason:
-            self._reject(part, delivery, ())
+            self.reject(batch, delivery, ())
         else:
-            original(self, part, delivery, error, reason, errors)
+            original(self, batch, delivery, reason)
 
-    return replace(FlushWorkers, "_end", end)
+    return replace(Settlement, "leave_open", leave_open)
 
 
 @bug("a lost answer is taken for a clear refusal")
 def _() -> Any:
-    return replace(
-        FlushWorkers, "_on_no_reply", lambda self, part, reply: self._again(part, reply.reason, None)
-    )
+    return replace(Sender, "_on_no_reply", lambda self, batch, reply: self._retry(batch, reply.reason, None))
 
 
 @bug("502 and 504 are taken for clear refusals")
 def _() -> Any:
-    def lenient(status: int) -> Meaning:
-        return Meaning.AGAIN if status in (502, 504) else judge(status)
+    def lenient(status: int) -> Disposition:
+        return Disposition.RETRY if status in (502, 504) else classify(status)
 
-    return replace(sender, "judge", lenient)
+    return replace(sender, "classify", lenient)
 
 
 @bug("the receipt keeps a possible duplicate to itself")
@@ -133,11 +134,11 @@ def _() -> Any:
 
 @bug("one bad event costs all that travel with it")
 def _() -> Any:
-    def refused(self: Any, part: Any, reply: Any) -> None:
-        for delivery in part.deliveries:
-            self._reject(part, delivery, ())
+    def refused(self: Any, batch: Any, reply: Any) -> None:
+        for delivery in batch.deliveries:
+            self._settlement.reject(batch, delivery, ())
 
-    return replace(FlushWorkers, "_on_refused", refused)
+    return replace(Sender, "_on_refused", refused)
 
 
 # The account.
@@ -150,7 +151,7 @@ def _() -> Any:
     def count(self: Any, outcome: Any, count: int, size: int) -> None:
         original(self, outcome, count, size)
         if outcome == "rejected":
-            self.pending += 1
+            self._pending += 1
 
     return replace(Ledger, "_count", count)
 
@@ -172,10 +173,10 @@ def _() -> Any:
 @bug("the bound on bytes is not looked at")
 def _() -> Any:
     def admit(self: Any, delivery: Any, *, now: float) -> bool:
-        if self._line or self._granted or self.pending >= self._max_pending:
+        if self._line or self._granted or self._pending >= self._max_pending:
             return False
-        self.pending += 1
-        self.pending_bytes += len(delivery.wire)
+        self._pending += 1
+        self._pending_bytes += len(delivery.wire)
         self._enter(delivery, now)
         return True
 
@@ -197,21 +198,21 @@ def _() -> Any:
 
 @bug("an observer that raises takes others with it")
 def _() -> Any:
-    def tell(self: Any, hooks: Any, *what: Any) -> None:
-        for _, hook in hooks:
-            hook(*what)
+    def call(self: Any, *values: Any) -> None:
+        for _, method in self:
+            method(*values)
 
-    return replace(Observers, "tell", tell)
+    return replace(Hook, "__call__", call)
 
 
 @bug("an event that is dropped is told to nobody")
 def _() -> Any:
     def drop(self: Any, delivery: Any, error: Any, *, now: float) -> None:
-        self.accepted += 1
+        self._accepted += 1
         delivery.accepted_at = now
-        self.outcomes[error.outcome] += 1
+        self._outcomes[error.outcome] += 1
         delivery.settle(error)
-        self._observers.tell(self._observers.accepted, delivery)
+        self._hooks.accepted(delivery)
 
     return replace(Ledger, "drop", drop)
 
@@ -219,9 +220,9 @@ def _() -> Any:
 @bug("the close does not wait for the handler of undelivered events")
 def _() -> Any:
     async def finish(self: Any) -> None:
-        self._todo.clear()
+        self._waiting.clear()
 
-    return replace(UndeliveredHandler, "finish", finish)
+    return replace(DeadLetters, "finish", finish)
 
 
 # Batches and order.
@@ -247,8 +248,8 @@ def _() -> Any:
 def _() -> Any:
     original = Batches.__init__
 
-    def init(self: Any, *, max_batch_size: int, interval: float) -> None:
-        original(self, max_batch_size=max_batch_size + 1, interval=interval)
+    def init(self: Any, *, max_batch_size: int, linger: float) -> None:
+        original(self, max_batch_size=max_batch_size + 1, linger=linger)
 
     return replace(Batches, "__init__", init)
 
@@ -274,13 +275,13 @@ def _() -> Any:
 
 @bug("the second half goes first")
 def _() -> Any:
-    original = _Part.halve
+    original = Batch.split
 
-    def halve(self: Any) -> None:
+    def split(self: Any) -> None:
         original(self)
         self.halves = self.halves[::-1]
 
-    return replace(_Part, "halve", halve)
+    return replace(Batch, "split", split)
 
 
 @bug("session states stay when they are empty")
@@ -315,106 +316,102 @@ def _() -> Any:
 
 @bug("the whole batch is sent again after a 207")
 def _() -> Any:
-    original = FlushWorkers._on_reply
+    original = Sender._on_reply
 
-    def on_reply(self: Any, part: Any, reply: Any) -> Any:
+    def on_reply(self: Any, batch: Any, reply: Any) -> Any:
         if isinstance(reply, Reply) and reply.status == 207:
-            return self._again(part, "HTTP 207", reply)
-        return original(self, part, reply)
+            return self._retry(batch, "HTTP 207", reply)
+        return original(self, batch, reply)
 
-    return replace(FlushWorkers, "_on_reply", on_reply)
+    return replace(Sender, "_on_reply", on_reply)
 
 
 @bug("a 2xx that does not tell is sent again")
 def _() -> Any:
-    original = FlushWorkers._on_reply
+    original = Sender._on_reply
 
-    def on_reply(self: Any, part: Any, reply: Any) -> Any:
-        if (
-            isinstance(reply, Reply)
-            and 200 <= reply.status <= 299
-            and encoding.read_answer(reply.body) is None
-        ):
-            return self._again(part, "unreadable", reply)
-        return original(self, part, reply)
+    def on_reply(self: Any, batch: Any, reply: Any) -> Any:
+        if isinstance(reply, Reply) and 200 <= reply.status <= 299 and read_answer(reply.body) is None:
+            return self._retry(batch, "unreadable", reply)
+        return original(self, batch, reply)
 
-    return replace(FlushWorkers, "_on_reply", on_reply)
+    return replace(Sender, "_on_reply", on_reply)
 
 
 @bug("expiry is not checked before a retry")
 def _() -> Any:
-    return replace(FlushWorkers, "_drop_expired", lambda self, part: None)
+    return replace(Sender, "_drop_expired", lambda self, batch: None)
 
 
 @bug("Retry-After is not heeded")
 def _() -> Any:
-    return replace(retry_, "parse_retry_after", lambda value, *, now: 0.0)
+    return replace(retry, "parse_retry_after", lambda value, *, now: 0.0)
 
 
 @bug("a retry comes too soon")
 def _() -> Any:
-    return replace(retry_, "next_wait", lambda policy, *, retry_after, random: max(0.5, retry_after))
+    return replace(retry, "next_wait", lambda policy, *, retry_after, random: max(0.5, retry_after))
 
 
 @bug("one attempt too many")
 def _() -> Any:
-    original = FlushWorkers._again
+    original = Sender._retry
 
-    def again(self: Any, part: Any, reason: str, reply: Any) -> Any:
+    def retry_(self: Any, batch: Any, reason: str, reply: Any) -> Any:
         allowed = self._policy.max_attempts
-        if allowed is not None and part.failures + 1 == allowed:
-            part.failures -= 1
-        return original(self, part, reason, reply)
+        if allowed is not None and batch.failures + 1 == allowed:
+            batch.failures -= 1
+        return original(self, batch, reason, reply)
 
-    return replace(FlushWorkers, "_again", again)
+    return replace(Sender, "_retry", retry_)
 
 
 @bug("deadlines are not kept")
 def _() -> Any:
-    return replace(FlushWorkers, "_overdue_by", lambda self, now: lambda delivery: False)
+    return replace(Sender, "overdue_by", lambda self, now: lambda delivery: False)
 
 
 @bug("what waits in the queue is forgotten while all workers are held up")
 def _() -> Any:
-    return replace(FlushWorkers, "_arm_sweep", lambda self: None)
+    return replace(Pool, "_arm_sweep", lambda self: None)
 
 
 @bug("more workers than allowed")
 def _() -> Any:
-    original = FlushWorkers.__init__
+    original = Pool.__init__
 
-    def init(self: Any, **settings: Any) -> None:
-        settings["max_concurrency"] += 1
-        original(self, **settings)
+    def init(self: Any, **arguments: Any) -> None:
+        original(self, **arguments)
+        self._max_concurrency += 1
 
-    return replace(FlushWorkers, "__init__", init)
+    return replace(Pool, "__init__", init)
 
 
 @bug("nobody wakes when the interval is over")
 def _() -> Any:
-    return replace(FlushWorkers, "_wake_at", lambda self, due_at: None)
+    return replace(Pool, "_wake_at", lambda self, due_at: None)
 
 
 @bug("a worker's end is swallowed, and its events with it")
 def _() -> Any:
-    return replace(FlushWorkers, "_interrupt", lambda self, parts, reason: None)
+    return replace(Sender, "_interrupt", lambda self, trip, reason: None)
 
 
 @bug("the close waits out a back-off")
 def _() -> Any:
-    original = FlushWorkers.stop
+    original = Pool.stop
 
     async def stop(self: Any) -> None:
         while self._workers:
             await asyncio.wait(self._workers)
         await original(self)
 
-    return replace(FlushWorkers, "stop", stop)
+    return replace(Pool, "stop", stop)
 
 
 @bug("the close leaves the queue as it is")
 def _() -> Any:
-    return replace(FlushWorkers, "_give_up_some", lambda self: False)
+    return replace(Pool, "_give_up_some", lambda self: False)
 
 
 # The transport.

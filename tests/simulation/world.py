@@ -297,8 +297,8 @@ class World:
         self.reached[f"ending: {self.ending}"] += 1
         if self.ending == "workers cancelled":
             self.is_hurried = True
-            assert emitter._workers is not None
-            for task in list(emitter._workers._workers):  # In order; that of `all_tasks` is by address.
+            assert emitter._pool is not None
+            for task in list(emitter._pool._workers):  # In order; that of `all_tasks` is by address.
                 task.cancel()
             await asyncio.sleep(self.luck.choice([0, 0.05, 3.0]))
         if self.ending == "waits for all":

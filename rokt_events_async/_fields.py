@@ -1,0 +1,142 @@
+"""An event's fields as others see them: names on the wire, times as text, problems, dictionaries.
+
+It is handed the event's class rather than importing it, so that `events` can build on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, Generic, TypeVar
+
+from cattrs.gen import make_dict_unstructure_fn, override
+from cattrs.preconf.orjson import make_converter
+
+from rokt_events_async.errors import EventProblem, InvalidEventError
+
+E = TypeVar("E")
+
+NAMES: Final = {
+    "event_time": "eventTime",
+    "event_type": "eventType",
+    "session_id": "sessionId",
+    "parent_guid": "parentGuid",
+    "client_unique_id": "clientUniqueId",
+    "metadata": "metadata",
+}
+"""A field of the model and its name on the wire. The time comes first: the encoder relies on its place."""
+
+_SHOWN: Final = 60
+
+
+def format_time(moment: datetime) -> str:
+    """Returns a UTC time as the wire has it: exactly three digits, truncated, and `Z`."""
+    text = datetime.isoformat(moment, "T", "milliseconds")
+    return f"{text[: -len('+00:00')]}Z"
+
+
+def parse_time(text: str) -> datetime:
+    """Returns an ISO 8601 time; one without an offset is taken as UTC.
+
+    Raises:
+        ValueError: The text is no ISO 8601 time.
+    """
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def problem(field: str, value: Any, rule: str, code: str | None = None) -> EventProblem:
+    """Returns a problem with its message; the value is shown as Python would show it, shortened."""
+    shown = value.isoformat() if isinstance(value, datetime) else ascii(_shortened(value))
+    if len(shown) > _SHOWN:
+        shown = f"{shown[: _SHOWN - 3]}..."
+    message = f"{field} {rule}, got {shown}"
+    return EventProblem(code=code, message=message, field=field, value=shown, rule=rule)
+
+
+def _shortened(value: Any) -> Any:
+    """Cuts a huge string before it is escaped, not after."""
+    return value[:_SHOWN] if isinstance(value, (str, bytes)) else value
+
+
+class DictView(Generic[E]):
+    """An event as a dictionary in the wire's names, and back, by cattrs.
+
+    Args:
+        cls: The class of events. Its constructor takes the fields of `NAMES`.
+        make_pair: Makes a metadata pair of a name and a value, unchecked.
+    """
+
+    def __init__(self, cls: type[E], make_pair: Callable[[Any, Any], Any]) -> None:
+        self._cls = cls
+        self._make_pair = make_pair
+        self._converter = make_converter()
+        self._converter.register_unstructure_hook(datetime, format_time)
+        fields: Any = {field: override(rename=name) for field, name in NAMES.items()}
+        fields["event_type"] = override(rename="eventType", unstruct_hook=str)
+        fields["event_time"] = override(rename="eventTime", omit_if_default=True)
+        fields["metadata"] = override(rename="metadata", omit_if_default=True)
+        self._by_cattrs = make_dict_unstructure_fn(cls, self._converter, **fields)
+        self._converter.register_unstructure_hook(cls, self._unstructure)
+        self._converter.register_structure_hook(cls, lambda data, _type: self._structure(data))
+
+    def from_dict(self, data: Mapping[str, Any]) -> E:
+        """Returns the event that the dictionary describes.
+
+        Raises:
+            InvalidEventError: All that is wrong with it.
+        """
+        return self._converter.structure(data, self._cls)
+
+    def to_dict(self, event: E) -> dict[str, Any]:
+        """Returns the event as a dictionary in the wire's names."""
+        wire: dict[str, Any] = self._converter.unstructure(event)
+        return wire
+
+    def _unstructure(self, event: E) -> dict[str, Any]:
+        wire = self._by_cattrs(event)  # cattrs puts what may be left out last.
+        return {name: wire[name] for name in NAMES.values() if name in wire}
+
+    def _structure(self, data: Any) -> E:
+        """Passes every value on as it is, so that the model reports all problems at once."""
+        if not isinstance(data, Mapping):
+            raise InvalidEventError((problem("event", data, "must be a mapping of the wire's names"),))
+        problems: list[EventProblem] = []
+        if unknown := [key for key in data if key not in NAMES.values()]:
+            problems.append(problem("event", unknown, f"must have no names but {', '.join(NAMES.values())}"))
+        values: dict[str, Any] = {field: data.get(name) for field, name in NAMES.items()}
+        values["metadata"] = self._structure_metadata(values["metadata"])
+        values["event_time"], found = _structure_time(values["event_time"])
+        problems += found
+        try:
+            event = self._cls(**values)
+        except InvalidEventError as error:
+            problems += error.errors
+        if problems:
+            raise InvalidEventError(tuple(problems))
+        return event
+
+    def _structure_metadata(self, data: Any) -> Any:
+        """Reads pairs in either case: the specification's table says `Name`, its example `name`.
+
+        An item that is no pair keeps its place, so that the model reports it.
+        """
+        return tuple(map(self._structure_pair, data)) if isinstance(data, (list, tuple)) else data
+
+    def _structure_pair(self, item: Any) -> Any:
+        lowered = (
+            {str(key).lower(): value for key, value in item.items()} if isinstance(item, Mapping) else {}
+        )
+        if not lowered or lowered.keys() - {"name", "value"}:
+            return item
+        return self._make_pair(lowered.get("name"), lowered.get("value"))
+
+
+def _structure_time(data: Any) -> tuple[Any, list[EventProblem]]:
+    if not isinstance(data, str):
+        return data, []
+    try:
+        return parse_time(data), []
+    except ValueError:
+        code = None if data else "EventTimeIsMissing"
+        return None, [problem("event_time", data, "must be an ISO 8601 time", code)]

@@ -1,0 +1,146 @@
+"""The end of an emitter: wait until everything is settled, or the deadline; then settle the rest.
+
+The drain is a task of its own. The first `aclose` starts it, and all of them await it. It ends, whatever
+happens, with every accepted event settled:
+
+```
+  draining ──all settled, the deadline, or `end_grace`──▶ stopping ──▶ connections closed ──▶ reported
+```
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+import attrs
+
+from rokt_events_async._pipeline.dead_letters import DeadLetters
+from rokt_events_async._pipeline.hooks import Hooks
+from rokt_events_async._pipeline.ledger import Ledger
+from rokt_events_async._pipeline.log import log
+from rokt_events_async._pipeline.scheduler import Pool
+from rokt_events_async._pipeline.threadsafe import Listeners
+from rokt_events_async._pipeline.transport import Transport
+from rokt_events_async.outcomes import DrainReport, Receipt
+
+
+class Drain:
+    """Drains one emitter.
+
+    Args:
+        on_closed: Called when the connections are closed and every event is settled.
+    """
+
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        ledger: Ledger,
+        transport: Transport,
+        hooks: Hooks,
+        dead_letters: DeadLetters | None,
+        listeners: Listeners[Receipt],
+        on_closed: Callable[[], None],
+    ) -> None:
+        self._pool = pool
+        self._ledger = ledger
+        self._transport = transport
+        self._hooks = hooks
+        self._dead_letters = dead_letters
+        self._listeners = listeners
+        self._on_closed = on_closed
+        self._task: asyncio.Task[DrainReport] | None = None
+        self._grace_ended = asyncio.Event()
+        self._waiters = 0
+
+    @property
+    def report(self) -> DrainReport:
+        """The report of a drain that has ended."""
+        assert self._task is not None, "a drain that has ended was started"
+        return self._task.result()
+
+    def start(self, seconds: float) -> None:
+        """Ends intake and starts the drain, unless it runs already."""
+        if self._task is None:
+            self._ledger.close()
+            self._start_task(seconds)
+
+    def _start_task(self, seconds: float) -> None:
+        self._task = asyncio.Task(self._run(seconds), name="rokt-events-drain")
+
+    async def wait(self) -> DrainReport:
+        """Waits for the end of the drain.
+
+        Cancelling the last waiter ends the grace period at once. Every event is still settled before the
+        cancellation goes on.
+        """
+        self._waiters += 1
+        try:
+            return await self._ended()
+        except asyncio.CancelledError:
+            if self._waiters == 1:
+                self._grace_ended.set()
+                while not self._is_over():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await self._ended()
+            raise
+        finally:
+            self._waiters -= 1
+
+    def _is_over(self) -> bool:
+        return self._task is not None and self._task.done() and not self._task.cancelled()
+
+    async def _ended(self) -> DrainReport:
+        """Waits for the task. A task that was cancelled before it could run is replaced, without grace."""
+        while True:
+            task = self._task
+            assert task is not None, "a drain is started before it is awaited"
+            await asyncio.wait([task])  # This leaves the task alone when it is cancelled.
+            if not task.cancelled():
+                return task.result()
+            if task is self._task:
+                self._start_task(0)
+
+    async def _run(self, seconds: float) -> DrainReport:
+        settled = asyncio.ensure_future(self._settle_all())
+        ended = asyncio.ensure_future(self._grace_ended.wait())
+        with contextlib.suppress(asyncio.CancelledError):  # At the loop's end, for example: stop now.
+            await asyncio.wait((settled, ended), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        settled.cancel()
+        ended.cancel()
+        await self._pool.stop()
+        if self._dead_letters is not None:
+            await self._dead_letters.finish()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait((settled, ended))
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._listeners.idle()
+        await self._close_transport()
+        self._on_closed()
+        report = self._ledger.report()
+        self._log(report)
+        self._hooks.closed(report)
+        return report
+
+    async def _settle_all(self) -> None:
+        self._pool.flush()
+        await self._ledger.settled()
+        if self._dead_letters is not None:
+            await self._dead_letters.idle()
+
+    async def _close_transport(self) -> None:
+        try:
+            await self._transport.aclose()
+        except asyncio.CancelledError:
+            pass  # Every event is settled; the rest is between the connections and the loop.
+        except Exception as error:  # noqa: BLE001 -- nothing about the events depends on it
+            log(logging.ERROR, "the connections could not be closed: %s", type(error).__name__)
+
+    def _log(self, report: DrainReport) -> None:
+        if report.undelivered:
+            counts = attrs.asdict(report, filter=attrs.filters.exclude("delivered", "undelivered"))
+            shown = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+            log(logging.WARNING, "closed with events undelivered: %s", shown)

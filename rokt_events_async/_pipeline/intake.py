@@ -1,0 +1,107 @@
+"""From a caller's event to a pending one: checked against the clock, encoded, admitted, queued."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+
+from rokt_events_async._fields import problem
+from rokt_events_async._pipeline.hooks import Hooks
+from rokt_events_async._pipeline.ledger import Ledger
+from rokt_events_async._pipeline.scheduler import Pool
+from rokt_events_async._protocol.encoding import Stamp, encode
+from rokt_events_async.errors import InvalidEventError, QueueFullError
+from rokt_events_async.events import DEFAULT_TIME, PartnerEvent, time_problems
+from rokt_events_async.outcomes import Delivery, DeliveryFailedError
+from rokt_events_async.settings import EmitterSettings
+
+
+class Intake:
+    """Accepts events.
+
+    Args:
+        clock: Returns the aware now.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: EmitterSettings,
+        ledger: Ledger,
+        pool: Pool,
+        hooks: Hooks,
+        clock: Callable[[], datetime],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._when_full = settings.when_full
+        self._ledger = ledger
+        self._pool = pool
+        self._hooks = hooks
+        self._clock = clock
+        self._loop = loop
+        self._stamp = Stamp.at(DEFAULT_TIME)
+
+    def prepare(self, event: PartnerEvent) -> Delivery:
+        """Returns the delivery of an event, checked and encoded. Nothing is accepted yet.
+
+        Raises:
+            InvalidEventError: The event is no `PartnerEvent`, or its time is outside the window.
+        """
+        if not isinstance(event, PartnerEvent):
+            raise InvalidEventError((problem("event", event, "must be a PartnerEvent"),))
+        now = self._clock()
+        delivery = Delivery(loop=self._loop)
+        if event.event_time is None:
+            stamp = self._stamp
+            if not stamp.since <= now < stamp.until:
+                stamp = self._stamp = Stamp.at(now)
+            delivery.event = event = event.stamped(now)
+            delivery.wire = encode(event, stamp.text)
+        elif problems := time_problems(event.event_time, now=now):
+            raise InvalidEventError(problems)
+        else:
+            delivery.event = event
+            delivery.wire = encode(event)
+        return delivery
+
+    def accept_nowait(self, delivery: Delivery) -> bool:
+        """Accepts the event if there is room, or if a full queue drops it. Returns True if it did.
+
+        Raises:
+            QueueFullError: The event could never fit.
+        """
+        now = self._loop.time()
+        if self._ledger.admit_nowait(delivery, now=now):
+            self._enqueue(delivery, now=now)
+            return True
+        self._ledger.check_size(len(delivery.wire))
+        if self._when_full != "drop":
+            return False
+        reason = "the queue was full"
+        error = DeliveryFailedError(f"dropped: {reason}", event=delivery.event, reason=reason)
+        self._ledger.drop(delivery, error, now=now)
+        return True
+
+    async def accept(self, delivery: Delivery) -> None:
+        """Accepts an event that found no room: waits in line, or raises, as `when_full` says.
+
+        Raises:
+            QueueFullError: `when_full` is `"raise"`.
+            EmitterClosedError: The emitter was closed meanwhile.
+        """
+        if self._when_full == "raise":
+            raise self._ledger.full_error()
+        await self._ledger.wait_for_room(len(delivery.wire))
+        now = self._loop.time()
+        self._ledger.admit_granted(delivery, now=now)
+        self._enqueue(delivery, now=now)
+
+    def full_error(self) -> QueueFullError:
+        """Returns the error of an event that found no room."""
+        return self._ledger.full_error()
+
+    def _enqueue(self, delivery: Delivery, *, now: float) -> None:
+        self._pool.enqueue(delivery, now=now)
+        if self._hooks.accepted:
+            self._hooks.accepted(delivery)

@@ -1,0 +1,99 @@
+"""Batches in flight, their shared history, and trips: a session with what is left of its batch after splits.
+
+A trip starts with one batch. A refused batch can be split; its halves inherit the history and take its
+place, the first half first, so that order within the session is kept. A trip ends when no batch is left.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+from rokt_events_async._pipeline.batching import Session
+from rokt_events_async._pipeline.transport import Request
+from rokt_events_async.outcomes import Delivery
+
+
+class Batch:
+    """Events that travel together, and the history that they share."""
+
+    __slots__ = (
+        "attempts",
+        "deliveries",
+        "failures",
+        "halves",
+        "is_resent",
+        "is_retry",
+        "maybe_accepted",
+        "reason",
+        "request",
+        "status",
+    )
+
+    def __init__(self, deliveries: list[Delivery]) -> None:
+        self.deliveries = deliveries
+        self.attempts = 0
+        self.failures = 0
+        self.status: int | None = None
+        self.reason = ""
+        """Why the last attempt failed, in words."""
+        self.is_retry = False
+        """True if its next request repeats one that failed."""
+        self.maybe_accepted = False
+        """True if an answer was lost, so that Rokt may have accepted the events."""
+        self.is_resent = False
+        """True if the events were sent again after that."""
+        self.request: Request | None = None
+        """The request whose reply has not been judged yet."""
+        self.halves: tuple[Batch, ...] = ()
+        """The batches that take its place, if it was split."""
+
+    def with_last_reason(self, reason: str) -> str:
+        """Returns a reason to give up, with the reason why the last attempt failed, if one did."""
+        return f"{reason}, after {self.reason}" if self.reason else reason
+
+    def interrupt(self) -> None:
+        """Draws the consequence of a request without a reply: if it went out, Rokt may have accepted it."""
+        if self.request is not None and self.request.went_out:
+            self.maybe_accepted = True
+
+    def take_front(self, is_overdue: Callable[[Delivery], bool]) -> list[Delivery]:
+        """Takes overdue events out, from the front."""
+        overdue = list(itertools.takewhile(is_overdue, self.deliveries))
+        del self.deliveries[: len(overdue)]
+        return overdue
+
+    def split(self) -> None:
+        """Splits the batch into two halves, the first at most one event larger."""
+        middle = (len(self.deliveries) + 1) // 2
+        self.halves = (self._inherit(self.deliveries[:middle]), self._inherit(self.deliveries[middle:]))
+
+    def _inherit(self, deliveries: list[Delivery]) -> Batch:
+        batch = Batch(deliveries)
+        batch.attempts, batch.failures, batch.status = self.attempts, self.failures, self.status
+        batch.maybe_accepted, batch.is_resent = self.maybe_accepted, self.is_resent
+        batch.reason = self.reason
+        return batch
+
+
+class Trip:
+    """A session, and the stack of batches that are left of what it took."""
+
+    __slots__ = ("_stack", "session")
+
+    def __init__(self, session: Session[Delivery], deliveries: list[Delivery]) -> None:
+        self.session = session
+        self._stack = [Batch(deliveries)]
+
+    @property
+    def batch(self) -> Batch | None:
+        """The batch whose turn it is; `None` if the trip is over."""
+        return self._stack[-1] if self._stack else None
+
+    def advance(self) -> None:
+        """Leaves the batch whose turn it was: its halves follow, if it was split."""
+        self._stack.extend(reversed(self._stack.pop().halves))
+
+    def rest(self) -> list[Batch]:
+        """Returns all batches that are left, the next one first."""
+        return self._stack[::-1]

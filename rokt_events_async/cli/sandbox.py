@@ -1,0 +1,114 @@
+"""`rokt-events sandbox`: the Server Events API on loopback, for an application to talk to."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import click
+from rich.console import Console
+
+from rokt_events_async.sandbox import ECHO_FORMS, FAULTS, Echo, RecordedRequest, Sandbox
+
+
+class _Rates(click.ParamType[Any]):
+    """`503=0.05`: a fault and its rate."""
+
+    name = "FAULT=RATE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, float]:
+        name, _, rate = str(value).partition("=")
+        try:
+            return name, float(rate)
+        except ValueError:
+            self.fail(f"must be FAULT=RATE, as in 503=0.05, got {value!r}", param, ctx)
+
+
+class _Latency(click.ParamType[Any]):
+    """`0.1`, or `0.01-0.2` for a random latency between the two."""
+
+    name = "SECONDS"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, float]:
+        shortest, _, longest = str(value).partition("-")
+        try:
+            return float(shortest), float(longest or shortest)
+        except ValueError:
+            self.fail(f"must be SECONDS or SHORTEST-LONGEST, as in 0.01-0.2, got {value!r}", param, ctx)
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Loopback address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8787, show_default=True, help="0 takes a free one."
+)
+@click.option(
+    "--echo",
+    "echoes",
+    multiple=True,
+    type=click.Choice(list(ECHO_FORMS)),
+    help="Form of the answers; can be repeated.",
+)
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    type=_Rates(),
+    help="A fault and its rate; can be repeated. A status, or one of: " + ", ".join(FAULTS) + ".",
+)
+@click.option(
+    "--latency", type=_Latency(), default="0", help="Before every answer; 0.01-0.2 is random between the two."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the faults and the latency.")
+def sandbox(
+    host: str,
+    port: int,
+    echoes: tuple[str, ...],
+    faults: tuple[tuple[str, float], ...],
+    latency: tuple[float, float],
+    seed: int,
+) -> int:
+    """Serves the Server Events API on loopback until Ctrl-C, and logs a line for each request."""
+    console = Console(highlight=False, soft_wrap=True)
+
+    def log(request: RecordedRequest) -> None:
+        console.print(f"{time.strftime('%H:%M:%S')}  {request}")
+
+    try:
+        served = Sandbox(
+            host=host,
+            port=port,
+            echo=Echo.of(*echoes),
+            faults=dict(faults),
+            latency=latency,
+            seed=seed,
+            on_request=log,
+            history=1000,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    try:
+        asyncio.run(_serve(served, console))
+    except OSError as error:
+        raise click.UsageError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+    except KeyboardInterrupt:
+        console.print(f"stopped after {served.count} requests")
+    return 0
+
+
+async def _serve(served: Sandbox, console: Console) -> None:
+    async with served:
+        credentials = served.credentials
+        console.print("Serving the Server Events API. An application that talks to it needs")
+        console.print(f"  export ROKT_PUB_ID={credentials.pub_id}")
+        console.print(f"  export ROKT_SECRET={credentials.secret}")
+        console.print(f"  export ROKT_TAG_ID={credentials.tag_id}")
+        console.print(f"  export ROKT_ENDPOINT={served.url}")
+        console.print(f'  Emitter(endpoint="{served.url}")')
+        console.print("Ctrl-C stops it.")
+        await asyncio.Event().wait()
