@@ -137,7 +137,7 @@ class Emitter:
         self._home = Home()
         self._pool: Pool | None = None
         self._sender: Sender | None = None
-        self._intake: Intake | None = None
+        self._intake: Intake | None = None  # Only while the emitter is open.
         self._drain: Drain | None = None
         self._state = "new"
 
@@ -244,7 +244,7 @@ class Emitter:
         if self._state == "closed":
             return self._drain.report
         self._home.check()
-        self._state = "closing"
+        self._state, self._intake = "closing", None
         self._drain.start(seconds)
         return await self._drain.wait()
 
@@ -270,7 +270,9 @@ class Emitter:
             EmitterClosedError: After `aclose()` began, also while it waited for room.
             WrongContextError: Called in another loop, thread or process.
         """
-        intake = self._open_intake()
+        intake = self._intake
+        if intake is None or not self._home.is_here():
+            intake = self._check_open()
         delivery = intake.prepare(event)
         if not intake.accept_nowait(delivery):
             await intake.accept(delivery)
@@ -283,7 +285,9 @@ class Emitter:
             QueueFullError: No room, or other callers wait for it, except with `when_full="drop"`.
             InvalidEventError, EmitterNotStartedError, EmitterClosedError, WrongContextError: As `track`.
         """
-        intake = self._open_intake()
+        intake = self._intake
+        if intake is None or not self._home.is_here():
+            intake = self._check_open()
         delivery = intake.prepare(event)
         if not intake.accept_nowait(delivery):
             raise intake.full_error()
@@ -350,18 +354,15 @@ class Emitter:
         self._pool.flush()
         await self._ledger.settled()
 
-    def _open_intake(self) -> Intake:
-        """Returns the intake of an open emitter that is used at home."""
-        if self._state == "open" and self._home.is_here() and self._intake is not None:
-            return self._intake
+    def _check_open(self) -> Intake:
+        """Returns the intake of an open emitter whose loop runs in another thread than when it was started."""
         self._check_started()
         if self._state == "closed":
             raise closed_error()
         self._home.check()
-        if self._state == "closing":
+        if self._intake is None:
             raise closed_error()
-        assert self._intake is not None, "a started emitter has an intake"
-        return self._intake  # The loop runs in another thread now than when the emitter was started.
+        return self._intake
 
     def _check_started(self) -> None:
         if self._state == "new":

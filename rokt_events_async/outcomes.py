@@ -61,7 +61,7 @@ class EventRejectedError(DeliveryError):
         errors: Rokt's reasons; empty if the answer gave none.
     """
 
-    outcome = "rejected"
+    outcome: ClassVar[Outcome] = "rejected"
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class EventRejectedError(DeliveryError):
 class EventExpiredError(DeliveryError):
     """The event became older than 3 days before it could be sent. It was provably never accepted."""
 
-    outcome = "expired"
+    outcome: ClassVar[Outcome] = "expired"
 
 
 class DeliveryFailedError(DeliveryError):
@@ -94,7 +94,7 @@ class CredentialsRefusedError(DeliveryFailedError):
 class DeliveryUnconfirmedError(DeliveryError):
     """Rokt may or may not have accepted the event: no readable answer told."""
 
-    outcome = "unconfirmed"
+    outcome: ClassVar[Outcome] = "unconfirmed"
 
 
 class _ReceiptDraft:

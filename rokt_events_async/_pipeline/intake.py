@@ -73,7 +73,9 @@ class Intake:
         """
         now = self._loop.time()
         if self._ledger.admit_nowait(delivery, now=now):
-            self._enqueue(delivery, now=now)
+            self._pool.enqueue(delivery, now=now)
+            if self._hooks.accepted:
+                self._hooks.accepted(delivery)
             return True
         self._ledger.check_size(len(delivery.wire))
         if self._when_full != "drop":
@@ -95,13 +97,9 @@ class Intake:
         await self._ledger.wait_for_room(len(delivery.wire))
         now = self._loop.time()
         self._ledger.admit_granted(delivery, now=now)
-        self._enqueue(delivery, now=now)
+        self._pool.enqueue(delivery, now=now)
+        self._hooks.accepted(delivery)
 
     def full_error(self) -> QueueFullError:
         """Returns the error of an event that found no room."""
         return self._ledger.full_error()
-
-    def _enqueue(self, delivery: Delivery, *, now: float) -> None:
-        self._pool.enqueue(delivery, now=now)
-        if self._hooks.accepted:
-            self._hooks.accepted(delivery)

@@ -50,7 +50,7 @@ class Request(payload.Payload):
         # The base class would build the headers again for each request.
         self._value = body
         self._size = len(body)
-        self.went_out = False
+        self.went_out: bool = False
         self._transport: asyncio.Transport | None = None
 
     @property

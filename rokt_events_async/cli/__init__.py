@@ -11,9 +11,9 @@ try:
     import click
 
     from rokt_events_async.cli import demo, sandbox
-except ModuleNotFoundError as error:  # pragma: no cover -- a test runs it in a process without the extra
+except ModuleNotFoundError as _error:  # pragma: no cover -- a test runs it in a process without the extra
     raise SystemExit(
-        f"rokt-events: the command line needs {error.name}: pip install 'rokt_events_async[cli]'"
+        f"rokt-events: the command line needs {_error.name}: pip install 'rokt_events_async[cli]'"
     ) from None
 
 

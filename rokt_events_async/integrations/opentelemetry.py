@@ -32,10 +32,10 @@ import attrs
 
 try:
     from opentelemetry import metrics, trace
-except ModuleNotFoundError as missing:
+except ModuleNotFoundError as _missing:
     raise ModuleNotFoundError(
-        f"OpenTelemetryObserver needs {missing.name}: pip install 'rokt_events_async[otel]'",
-        name=missing.name,
+        f"OpenTelemetryObserver needs {_missing.name}: pip install 'rokt_events_async[otel]'",
+        name=_missing.name,
     ) from None
 from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation

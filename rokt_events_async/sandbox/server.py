@@ -123,7 +123,7 @@ class Sandbox:
         on_request: Callable[[RecordedRequest], None] | None = None,
         history: int | None = None,
     ) -> None:
-        self.credentials = credentials or Credentials(
+        self.credentials: Credentials = credentials or Credentials(
             pub_id="rpub-sandbox",
             secret="rsec-sandbox",  # noqa: S106 -- it opens nothing but this
             tag_id="1234567890",
@@ -144,7 +144,7 @@ class Sandbox:
         self._clock = clock
         self._on_request = on_request
         self._requests: deque[RecordedRequest] = deque(maxlen=history)
-        self.count = 0
+        self.count: int = 0
         self._accepted = 0
         self._waiting: dict[asyncio.Future[None], int] = {}
         self._lock = threading.Lock()
