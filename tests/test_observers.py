@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import gc
 import json
 import logging
 import pickle
@@ -28,10 +26,9 @@ from rokt_events_async import (
     RetryPolicy,
     RetryReport,
 )
-from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async.errors import ApiError
 from rokt_events_async.sandbox import Sandbox
-from tests.samples import CREDENTIALS, Clock, event
+from tests.samples import Clock, event
 
 
 def emitter_for(sandbox: Sandbox, **settings: Any) -> Emitter:
@@ -67,6 +64,21 @@ class Diary(Observer):
 
 
 # What they are told.
+
+
+def failed(error: type[DeliveryError] = DeliveryFailedError, **more: Any) -> DeliveryError:
+    return error("made up", event=event(), attempts=2, status=503, reason="HTTP 503", **more)
+
+
+def told(observer: LoggingObserver, error: DeliveryError) -> None:
+    made: Any = asyncio.Future.__new__(Delivery)
+    made.event = error.event
+    observer.on_undelivered(made, error)
+
+
+def retried(observer: LoggingObserver, attempts: int) -> None:
+    made: Any = asyncio.Future.__new__(Delivery)
+    observer.on_retry(RetryReport((made, made), attempts, 503, "HTTP 503", 1.5))
 
 
 async def test_the_way_of_an_event(sandbox: Sandbox) -> None:
@@ -233,171 +245,6 @@ async def test_an_observer_may_track(sandbox: Sandbox) -> None:
 # What they do wrong.
 
 
-class Raises(Observer):
-    def on_accepted(self, delivery: Delivery) -> None:
-        raise ValueError("an observer's own fault")
-
-    def on_delivered(self, delivery: Delivery, receipt: Receipt) -> None:
-        raise asyncio.CancelledError
-
-
-async def test_what_an_observer_raises_is_logged_once(
-    sandbox: Sandbox, caplog: pytest.LogCaptureFixture
-) -> None:
-    """And everybody else is told all the same."""
-    diary = Diary()
-    async with emitter_for(sandbox, observers=[Raises(), diary, Raises()]) as emitter:
-        receipts = await asyncio.gather(*[await emitter.track(event()) for _ in range(3)])
-
-    assert len(receipts) == len(diary.of("delivered")) == 3
-    records = [record for record in caplog.records if record.name == "rokt_events_async"]
-    assert len(records) == 2  # One for each of them.
-    assert records[0].levelno == logging.ERROR
-    assert "Raises.on_accepted raised, which is logged once" in records[0].getMessage()
-    assert "ValueError: an observer's own fault" in records[0].getMessage()
-
-
-@pytest.mark.parametrize("leaving", [SystemExit, KeyboardInterrupt])
-def test_what_leaves_the_program_leaves_it(leaving: type[BaseException]) -> None:
-    """An observer that exits is obeyed, when the account is in order: everything accepted has its outcome."""
-    kept: list[Emitter] = []
-
-    class Exits(Observer):
-        def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
-            raise leaving
-
-    async def live() -> None:
-        async with (
-            Sandbox(faults={404: 1.0}) as sandbox,
-            emitter_for(sandbox, observers=[Exits()]) as emitter,
-        ):
-            kept.append(emitter)
-            for index in range(10):
-                await emitter.track(event(f"s{index % 3}"))
-            await asyncio.sleep(20)
-
-    with pytest.raises(leaving):
-        asyncio.run(live())
-    assert (kept[0].stats.accepted, kept[0].stats.pending) == (10, 0)
-    assert "closed" in repr(kept[0])
-
-
-@pytest.mark.parametrize("handled", [False, True])
-async def test_a_test_that_fails_in_the_middle(handled: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """`pytest.fail`, or whatever is no `Exception`: logged once, everything settled, and closed in time."""
-
-    def fail(error: DeliveryError) -> None:
-        calls.append(error)
-        pytest.fail("planned")
-
-    class Fails(Observer):
-        def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
-            fail(error)
-
-    calls: list[DeliveryError] = []
-    async with Sandbox(faults={503: 1.0}) as sandbox:
-        settings: dict[str, Any] = (
-            {"observers": [], "on_undelivered": fail} if handled else {"observers": [Fails()]}
-        )
-        emitter = emitter_for(sandbox, **settings)
-        await emitter.start()
-        for index in range(9):
-            await emitter.track(event(f"s{index % 2}"))
-        report = await emitter.aclose(0.1)
-
-    assert len(report.undelivered) == len(calls) == 9
-    assert emitter.stats.pending == 0
-    assert caplog.text.count("which is logged once") == 1
-
-
-@pytest.mark.parametrize("script", [[404], [401], ["reset-after", 422, 503]])
-async def test_logging_that_raises(script: list[Any]) -> None:
-    """A filter of the application's that is broken: every event has its outcome all the same."""
-
-    class Broken(logging.Filter):
-        def filter(self, record: logging.LogRecord) -> bool:
-            raise KeyError("redaction")
-
-    logger, broken = logging.getLogger("rokt_events_async"), Broken()
-    logger.addFilter(broken)
-    try:
-        async with Sandbox(script=script, faults={503: 1.0}) as sandbox:
-            emitter = emitter_for(sandbox)
-            await emitter.start()
-            for index in range(6):
-                await emitter.track(event(f"s{index % 2}"))
-            await emitter.aclose(0.5)
-    finally:
-        logger.removeFilter(broken)
-
-    assert (emitter.stats.accepted, emitter.stats.pending) == (6, 0)
-    assert emitter.stats.unconfirmed + emitter.stats.failed + emitter.stats.rejected == 6
-
-
-@pytest.mark.parametrize(
-    ("observers", "message"),
-    [
-        ("logging", "must be a list of Observer objects, got 'logging'"),
-        (5, "must be a list of Observer objects, got 5"),
-        ([print], "got a builtin_function_or_method in it"),
-        ([Diary], r"got <class '.*Diary'> in it"),
-    ],
-)
-def test_what_is_no_observer(observers: Any, message: str) -> None:
-    """Refused at construction."""
-    with pytest.raises(InvalidSettingError, match=message):
-        Emitter(CREDENTIALS, observers=observers)
-
-
-def test_a_coroutine_is_no_hook() -> None:
-    """Nobody would await it."""
-
-    class Late(Observer):
-        async def on_closed(self, report: DrainReport) -> None: ...  # type: ignore[override]
-
-    with pytest.raises(InvalidSettingError, match=r"Late.on_closed must be a plain method, got a coroutine"):
-        Emitter(CREDENTIALS, observers=[Late()])
-
-
-class Narrow(Observer):
-    def on_undelivered(self, error: DeliveryError) -> None: ...  # type: ignore[override]
-
-
-def test_hooks_that_take_something_else() -> None:
-    """Found at construction, not with the first failure in production."""
-    with pytest.raises(
-        InvalidSettingError,
-        match=r"Narrow\.on_undelivered must take \(delivery, error\), got one that takes \(error\)",
-    ):
-        Emitter(CREDENTIALS, observers=[Narrow()])
-    with pytest.raises(
-        InvalidSettingError, match=r"on_undelivered must take \(error\), got one that takes \(\)"
-    ):
-        Emitter(CREDENTIALS, on_undelivered=lambda: None)  # type: ignore[arg-type, misc]
-    Emitter(CREDENTIALS, on_undelivered=type)  # type: ignore[arg-type]  # Of which nothing can be told.
-
-
-def test_only_who_overrides_is_asked() -> None:
-    """So that the default costs an event that is delivered nothing."""
-    observers = Hooks([LoggingObserver()])
-
-    assert (observers.accepted, observers.request, observers.delivered) == ((), (), ())
-    assert len(observers.retry) == len(observers.undelivered) == len(observers.closed) == 1
-
-
-# Logging.
-
-
-def failed(error: type[DeliveryError] = DeliveryFailedError, **more: Any) -> DeliveryError:
-    return error("made up", event=event(), attempts=2, status=503, reason="HTTP 503", **more)
-
-
-def told(observer: LoggingObserver, error: DeliveryError) -> None:
-    made: Any = asyncio.Future.__new__(Delivery)
-    made.event = error.event
-    observer.on_undelivered(made, error)
-
-
 def test_a_record_has_the_reason_and_no_payload(caplog: pytest.LogCaptureFixture) -> None:
     """In words, and in fields for structured formatters; they are JSON."""
     error = failed(
@@ -463,11 +310,6 @@ def test_a_flood_is_held_back(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.records[-1].getMessage() == "3 more events failed, not logged one by one"
     observer.on_closed(DrainReport())
     assert len(caplog.records) == 6
-
-
-def retried(observer: LoggingObserver, attempts: int) -> None:
-    made: Any = asyncio.Future.__new__(Delivery)
-    observer.on_retry(RetryReport((made, made), attempts, 503, "HTTP 503", 1.5))
 
 
 def test_an_outage_is_told_while_it_lasts(caplog: pytest.LogCaptureFixture) -> None:
@@ -548,291 +390,6 @@ async def test_an_error_tells_its_reason(script: list[Any], reason: str) -> None
 
 
 # What becomes of failures.
-
-
-async def test_the_handler_gets_every_error_in_order(sandbox: Sandbox) -> None:
-    """Of all kinds but delivered, plain function or coroutine."""
-    plain: list[DeliveryError] = []
-    awaited: list[DeliveryError] = []
-
-    async def handle(error: DeliveryError) -> None:
-        await asyncio.sleep(0.01)
-        awaited.append(error)
-
-    for handler, handled in ((plain.append, plain), (handle, awaited)):
-        sandbox.fail_next(404, None, 422, "html")
-        async with emitter_for(sandbox, on_undelivered=handler, flush_interval=0) as emitter:
-            deliveries = [await emitter.track(event(f"s{index}")) for index in range(4)]
-        outcomes = await asyncio.gather(*deliveries, return_exceptions=True)
-
-        errors = [outcome for outcome in outcomes if isinstance(outcome, DeliveryError)]
-        assert sorted(map(id, handled)) == sorted(map(id, errors))
-        assert len(errors) == 3
-
-
-async def test_a_handler_that_raises(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
-    """Logged once; the next error is handed over all the same."""
-    handled: list[DeliveryError] = []
-
-    def handle(error: DeliveryError) -> None:
-        handled.append(error)
-        raise OSError("disk full") if len(handled) == 1 else asyncio.CancelledError
-
-    sandbox.fail_next(*[404] * 3)
-    async with emitter_for(sandbox, observers=[], on_undelivered=handle) as emitter:
-        for index in range(3):
-            await emitter.track(event(f"s{index}"))
-
-    assert len(handled) == 3
-    (record,) = [one for one in caplog.records if "on_undelivered raised" in one.getMessage()]
-    assert "OSError: disk full" in record.getMessage()
-
-
-@pytest.mark.parametrize("leaving", [SystemExit, KeyboardInterrupt])
-def test_a_handler_that_leaves_the_program(
-    leaving: type[BaseException], caplog: pytest.LogCaptureFixture
-) -> None:
-    """It is obeyed, and has each error but once."""
-    calls: list[DeliveryError] = []
-    kept: list[Emitter] = []
-
-    def handle(error: DeliveryError) -> None:
-        calls.append(error)
-        if len(calls) == 1:
-            raise leaving
-
-    async def live() -> None:
-        async with Sandbox(faults={404: 1.0}) as sandbox:
-            async with emitter_for(sandbox, observers=[], on_undelivered=handle) as emitter:
-                kept.append(emitter)
-                for index in range(4):
-                    await emitter.track(event(f"s{index}"))
-                await asyncio.sleep(20)
-
-    with pytest.raises(leaving):
-        asyncio.run(live())
-    gc.collect()
-
-    assert len(calls) == len({id(error) for error in calls}) == 4
-    assert kept[0].stats.pending == 0
-    assert "never retrieved" not in caplog.text
-
-
-async def test_a_handler_may_use_the_emitter(sandbox: Sandbox) -> None:
-    """It runs outside of the emitter's own work: it may wait for it."""
-    sandbox.fail_next(404)
-
-    async def handle(error: DeliveryError) -> None:
-        await emitter.deliver(error.event)
-
-    async with emitter_for(sandbox, on_undelivered=handle) as emitter:
-        await emitter.track(event("again"))
-        while not emitter.stats.delivered:
-            await asyncio.sleep(0.1)
-
-    assert [one["sessionId"] for one in sandbox.events] == ["again"]
-
-
-async def test_a_plain_handler_does_not_hold_the_loop(sandbox: Sandbox) -> None:
-    """Others have their turn after each error."""
-    turns: list[int] = []
-    count = 0
-
-    async def tick() -> None:
-        nonlocal count
-        while True:
-            count += 1
-            await asyncio.sleep(0)
-
-    ticking = asyncio.create_task(tick())
-    settings: dict[str, Any] = {"max_pending": 1, "when_full": "drop", "observers": []}
-    async with emitter_for(sandbox, on_undelivered=lambda error: turns.append(count), **settings) as emitter:
-        for _ in range(50):
-            await emitter.track(event())
-        while len(turns) < 49:
-            await asyncio.sleep(0)
-    ticking.cancel()
-
-    assert len(set(turns)) == 49
-
-
-async def test_a_handler_inherits_no_callers_context(sandbox: Sandbox) -> None:
-    """It has that in which the emitter was started, not that of whose event was the first to fail."""
-    variable = contextvars.ContextVar("variable", default="none")
-    seen: list[str] = []
-
-    async def track() -> None:
-        variable.set("a request's")
-        await emitter.track(event())
-        await emitter.track(event())
-
-    variable.set("the application's")
-    settings: dict[str, Any] = {"max_pending": 1, "when_full": "drop", "observers": []}
-    async with emitter_for(
-        sandbox, on_undelivered=lambda error: seen.append(variable.get()), **settings
-    ) as emitter:
-        await asyncio.create_task(track())
-
-    assert seen == ["the application's"]
-
-
-async def test_the_close_waits_for_the_handler(sandbox: Sandbox) -> None:
-    """As long as its deadline lets it."""
-    handled: list[DeliveryError] = []
-
-    async def handle(error: DeliveryError) -> None:
-        await asyncio.sleep(3.0)
-        handled.append(error)
-
-    sandbox.fail_next(404)
-    async with emitter_for(sandbox, on_undelivered=handle) as emitter:
-        await emitter.track(event())
-
-    assert len(handled) == 1
-
-
-async def test_a_handler_that_hangs_does_not_hold_the_close(caplog: pytest.LogCaptureFixture) -> None:
-    """It has a second beyond the deadline; how many were not handled is logged."""
-    loop = asyncio.get_running_loop()
-    cancelled: list[DeliveryError] = []
-
-    async def handle(error: DeliveryError) -> None:
-        try:
-            await loop.create_future()
-        except asyncio.CancelledError:
-            cancelled.append(error)
-            raise
-
-    async with Sandbox(faults={503: 1.0}) as sandbox:
-        emitter = emitter_for(sandbox, on_undelivered=handle)
-        await emitter.start()
-        for _ in range(3):
-            await emitter.track(event())
-        began = loop.time()
-        report = await emitter.aclose(0.5)
-
-    assert 1.5 <= loop.time() - began < 1.7
-    assert len(report.undelivered) == 3
-    assert len(cancelled) == 1
-    assert "closed with 3 undelivered events that on_undelivered has not handled" in caplog.text
-    assert [task for task in asyncio.all_tasks() if "rokt" in task.get_name()] == []
-
-
-async def test_a_close_in_a_hurry_waits_no_longer(sandbox: Sandbox) -> None:
-    """The last caller is cancelled: the handler has its second, and no more."""
-    loop = asyncio.get_running_loop()
-
-    async def handle(error: DeliveryError) -> None:
-        await loop.create_future()
-
-    sandbox.fail_next(404)
-    emitter = emitter_for(sandbox, on_undelivered=handle)
-    await emitter.start()
-    await emitter.track(event())
-    await emitter.flush()
-    closing = asyncio.create_task(emitter.aclose(60))
-    await asyncio.sleep(0.1)
-    began = loop.time()
-    closing.cancel()
-    await asyncio.wait([closing])
-
-    assert closing.cancelled()
-    assert loop.time() - began < 1.2
-
-
-async def test_a_handler_whose_task_was_cancelled(sandbox: Sandbox) -> None:
-    """By somebody who cancels all tasks: what it had in hand is handed over again."""
-    calls: list[DeliveryError] = []
-
-    async def handle(error: DeliveryError) -> None:
-        calls.append(error)
-        await asyncio.sleep(0.2)
-
-    sandbox.fail_next(404)
-    async with emitter_for(sandbox, on_undelivered=handle) as emitter:
-        await emitter.track(event())
-        await emitter.flush()
-        await asyncio.sleep(0.01)
-        (task,) = [task for task in asyncio.all_tasks() if task.get_name() == "rokt-events-undelivered"]
-        task.cancel()
-        await asyncio.wait([task])
-        await asyncio.sleep(0.5)  # It goes on by itself, though nothing else happens.
-
-        assert len(calls) == 2
-    assert len(calls) == 2
-    assert calls[0] is calls[1]
-
-
-async def test_nothing_of_a_cancelled_handler_is_left_after_a_close(sandbox: Sandbox) -> None:
-    """Not the timer by which it would go on, though the close is in a hurry."""
-    loop: Any = asyncio.get_running_loop()
-
-    async def handle(error: DeliveryError) -> None:
-        await loop.create_future()
-
-    sandbox.fail_next(404)
-    emitter = emitter_for(sandbox, on_undelivered=handle)
-    await emitter.start()
-    await emitter.track(event())
-    await emitter.flush()
-    await asyncio.sleep(0.01)
-    (task,) = [task for task in asyncio.all_tasks() if task.get_name() == "rokt-events-undelivered"]
-    task.cancel()
-    await asyncio.wait([task])
-    closing = asyncio.create_task(emitter.aclose(0))
-    await asyncio.sleep(0.01)
-    (drain,) = [task for task in asyncio.all_tasks() if task.get_name() == "rokt-events-drain"]
-    drain.cancel()
-    await closing
-
-    assert [timer for timer in loop._scheduled if "_start" in repr(timer) and not timer.cancelled()] == []
-    await asyncio.sleep(0.5)
-    assert [task for task in asyncio.all_tasks() if "rokt" in task.get_name()] == []
-
-
-async def test_a_handler_that_is_too_slow(
-    sandbox: Sandbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Memory is bounded: beyond that errors are counted, not kept."""
-    monkeypatch.setattr("rokt_events_async._pipeline.dead_letters._MAX_BEHIND", 2)
-    handled: list[DeliveryError] = []
-
-    async def handle(error: DeliveryError) -> None:
-        await asyncio.sleep(0.1)
-        handled.append(error)
-
-    async with emitter_for(
-        sandbox, on_undelivered=handle, max_pending=1, when_full="drop", observers=[]
-    ) as emitter:
-        for _ in range(6):
-            await emitter.track(event())
-
-    assert len(handled) == 3
-    assert caplog.text.count("on_undelivered is too slow: 3 errors wait for it") == 1
-    assert "closed with 2 undelivered events that on_undelivered has not handled" in caplog.text
-
-
-async def test_a_handler_that_was_left_with_its_loop() -> None:
-    """Events that end when their loop is gone are told to observers, and start no task."""
-    handled: list[DeliveryError] = []
-    emitter = Emitter(CREDENTIALS, observers=[], on_undelivered=handled.append)
-    assert emitter._dead_letters is not None
-    loop = asyncio.new_event_loop()
-    loop.close()
-    emitter._dead_letters.bind(loop, None)  # type: ignore[arg-type]
-    error = failed()
-    emitter._hooks.undelivered(None, error)
-
-    assert handled == []
-    assert list(emitter._dead_letters._waiting) == [error]
-
-
-def test_a_handler_that_cannot_be_called() -> None:
-    """Refused at construction."""
-    with pytest.raises(
-        InvalidSettingError, match="on_undelivered must be callable with a DeliveryError, got 5"
-    ):
-        Emitter(CREDENTIALS, on_undelivered=5)  # type: ignore[arg-type]
 
 
 def test_errors_are_kept_whole_in_a_pickle() -> None:

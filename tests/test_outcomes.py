@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import pickle
+from typing import Any
 
 import pytest
 
-from rokt_events_async import ApiError, Delivery, DeliveryFailedError, EventRejectedError, Receipt
+from rokt_events_async import (
+    ApiError,
+    Delivery,
+    DeliveryFailedError,
+    Emitter,
+    EventRejectedError,
+    Receipt,
+)
+from rokt_events_async.sandbox import Sandbox
 from tests.samples import delivery, event
 
 
@@ -59,3 +69,107 @@ def test_errors_survive_a_pickle() -> None:
         3,
         207,
     )
+
+
+def emitter_for(sandbox: Sandbox, **settings: Any) -> Emitter:
+    return Emitter(sandbox.credentials, endpoint=sandbox.url, **settings)
+
+
+async def test_a_cancelled_delivery_is_still_sent_and_counted(sandbox: Sandbox) -> None:
+    """Cancelling detaches the caller, and nothing else."""
+    async with emitter_for(sandbox) as emitter:
+        delivery = await emitter.track(event())
+        delivery.cancel()
+        await emitter.flush()
+
+        assert delivery.cancelled()
+        assert emitter.stats.delivered == 1
+    assert len(sandbox.events) == 1
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.5, 1.5, 3.0])
+async def test_a_cancelled_task_detaches_whenever_it_happens(moment: float) -> None:
+    """Queued, in flight, in back-off, in flight again: a bare `await` cancels the delivery too."""
+    async with Sandbox(script=[503, None], latency=1.0) as slow:
+        async with emitter_for(slow, flush_interval=0.25) as emitter:
+            task = asyncio.create_task(emitter.deliver(event()))
+            other = await emitter.track(event())
+            await asyncio.sleep(moment)
+            task.cancel()
+            receipt = await other
+
+            assert task.cancelled()
+            assert receipt.attempts == 2
+            assert emitter.stats.delivered == 2
+    assert len(slow.events) == 2
+
+
+async def test_waiting_with_a_time_out_and_keeping_the_delivery() -> None:
+    """`asyncio.shield` keeps it, as documented."""
+    async with Sandbox(latency=5.0) as slow, emitter_for(slow) as emitter:
+        delivery = await emitter.track(event())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(delivery), 0.5)
+
+        assert isinstance(await delivery, Receipt)
+
+
+async def test_a_cancelled_flush_changes_nothing() -> None:
+    """The events go on."""
+    async with Sandbox(latency=1.0) as slow, emitter_for(slow, flush_interval=100) as emitter:
+        delivery = await emitter.track(event())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(emitter.flush(), 0.5)
+
+        assert isinstance(await delivery, Receipt)
+
+
+async def test_deliveries_dropped_unread_make_no_noise(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody has to await them, whatever became of them."""
+    async with Sandbox(faults={404: 1.0}) as down, emitter_for(down) as emitter:
+        await emitter.track(event())
+        await emitter.flush()
+        gc.collect()
+
+        assert emitter.stats.failed == 1
+    assert "never retrieved" not in caplog.text
+
+
+async def test_each_caller_gets_an_exception_of_its_own() -> None:
+    """On a shared one, tracebacks would pile up."""
+    async with Sandbox(faults={404: 1.0}) as down, emitter_for(down) as emitter:
+        deliveries = [await emitter.track(event()) for _ in range(2)]
+        one, other = await asyncio.gather(*deliveries, return_exceptions=True)
+
+        assert isinstance(one, DeliveryFailedError)
+        assert isinstance(other, DeliveryFailedError)
+        assert one is not other
+        assert one.event is deliveries[0].event
+
+
+async def test_callbacks_that_raise_or_reenter_break_nothing(sandbox: Sandbox) -> None:
+    """What a callback does is between it and the loop."""
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    tasks: list[asyncio.Task[Any]] = []
+    async with emitter_for(sandbox) as emitter:
+
+        def explode(_: Any) -> None:
+            raise RuntimeError("from a callback")
+
+        def reenter(_: Any) -> None:
+            emitter.track_nowait(event())
+            tasks.append(asyncio.create_task(emitter.flush()))
+            tasks.append(asyncio.create_task(emitter.aclose()))
+
+        first = await emitter.track(event())
+        first.add_done_callback(explode)
+        first.add_done_callback(reenter)
+        await first
+        await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+
+    assert emitter.stats.delivered == 2
+    assert emitter.stats.pending == 0
+
+
+# Close.

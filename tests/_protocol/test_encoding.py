@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,10 +11,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rokt_events_async import ApiError, EventType, InvalidEventError, NameValuePair, PartnerEvent
-from rokt_events_async._fields import format_time
+from rokt_events_async import EventType, NameValuePair, PartnerEvent
 from rokt_events_async._protocol import encoding
-from rokt_events_async._protocol.replies import read_errors
 from rokt_events_async.sandbox import rules
 from tests.samples import NOW, event
 
@@ -27,10 +24,7 @@ EXAMPLE: dict[str, Any] = {
     "clientUniqueId": "10f7d87b-e879-47b2-9638-a667e63beae2",
     "metadata": [{"name": "AdditionalData", "value": "ImpressionSlot"}],
 }
-"""The first event of the specification's request example."""
 
-TOO_MANY = {"code": "TooManyEvents", "message": "The number of events provided exceeds the limit 25"}
-"""The error of the specification's 422 example."""
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
@@ -84,17 +78,6 @@ def test_a_stamp_is_good_to_the_end_of_its_millisecond(made: PartnerEvent, micro
         assert time < stamp.since or encoding.encode(made, stamp.text) != encoding.encode(made)
 
 
-@given(events())
-def test_dictionaries_go_both_ways(made: PartnerEvent) -> None:
-    """`from_dict(to_dict())` is the event, its time truncated to milliseconds."""
-    back = PartnerEvent.from_dict(json.loads(json.dumps(made.to_dict())))
-
-    assert back.to_dict() == made.to_dict()
-    assert made.event_time is not None
-    assert back.event_time == made.event_time.replace(microsecond=made.event_time.microsecond // 1000 * 1000)
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", made.to_dict()["eventTime"], re.ASCII)
-
-
 @given(st.lists(events(), min_size=1, max_size=5))
 def test_a_body_is_what_the_second_reading_reads(batch: list[PartnerEvent]) -> None:
     """The sandbox's rules, which share no code with this, find the same values."""
@@ -118,88 +101,3 @@ def test_the_example_of_the_specification() -> None:
     assert made.event_type is EventType.SIGNAL_IMPRESSION
     assert made.metadata == (NameValuePair("AdditionalData", "ImpressionSlot"),)
     assert made.to_dict() == EXAMPLE
-
-
-@pytest.mark.parametrize(
-    ("moment", "text"),
-    [
-        (datetime(2022, 6, 28, 7, 11, 1, 711999, tzinfo=UTC), "2022-06-28T07:11:01.711Z"),
-        (datetime(2022, 6, 28, 7, 11, 1, tzinfo=UTC), "2022-06-28T07:11:01.000Z"),
-        (datetime(987, 6, 28, tzinfo=UTC), "0987-06-28T00:00:00.000Z"),
-    ],
-)
-def test_times_have_exactly_three_digits_truncated(moment: datetime, text: str) -> None:
-    """`…T07:11:01.711Z`, never rounded into the future."""
-    assert format_time(moment) == text
-
-
-def test_pairs_are_read_in_either_case() -> None:
-    """The table says `Name`, the example `name`."""
-    made = PartnerEvent.from_dict(
-        EXAMPLE | {"metadata": [{"Name": "a", "Value": "b"}, {"name": "c", "value": "d"}]}
-    )
-
-    assert made.metadata == (NameValuePair("a", "b"), NameValuePair("c", "d"))
-
-
-def test_an_event_without_time_has_none_in_its_dictionary() -> None:
-    """Nor does one without metadata have any."""
-    assert set(event().to_dict()) == {"eventType", "sessionId", "parentGuid", "clientUniqueId"}
-    assert PartnerEvent.from_dict(event().to_dict()).event_time is None
-
-
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        ({}, ["event_type", "session_id", "parent_guid", "client_unique_id"]),
-        ([], ["event"]),
-        (EXAMPLE | {"sesionId": "typo"}, ["event"]),
-        (EXAMPLE | {"eventTime": "yesterday"}, ["event_time"]),
-        (EXAMPLE | {"eventTime": "2022-06-28T07:11:01.711", "sessionId": 5}, ["session_id"]),
-        (
-            EXAMPLE | {"metadata": [1, {"name": "a"}, {"nmae": "a", "value": "b"}]},
-            ["metadata[0]", "metadata[1].value", "metadata[2]"],
-        ),
-        (EXAMPLE | {"metadata": "x"}, ["metadata"]),
-        (EXAMPLE | {"eventTime": ""}, ["event_time"]),
-    ],
-)
-def test_dictionaries_that_are_no_event(data: Any, expected: list[str]) -> None:
-    """All that is wrong at once, and nothing is silently dropped."""
-    with pytest.raises(InvalidEventError) as caught:
-        PartnerEvent.from_dict(data)
-
-    assert [problem.field for problem in caught.value.errors] == expected
-
-
-@pytest.mark.parametrize(
-    ("body", "errors"),
-    [
-        (
-            json.dumps({"title": "Validation failed", "status": 422, "errors": [TOO_MANY]}).encode(),
-            (ApiError("TooManyEvents", "The number of events provided exceeds the limit 25"),),
-        ),
-        (b'{"ERRORS":[{"Code":"A","Message":"b"},{"code":5},7]}', (ApiError("A", "b"), ApiError(None, ""))),
-        (
-            b'{"title":"One or more","errors":{"$.events":["cannot be read","twice"],"x":"y"}}',
-            (ApiError("$.events", "cannot be read"), ApiError("$.events", "twice"), ApiError("x", "y")),
-        ),
-        (b'{"errors":{"x":[[[]],{"y":1}]}}', (ApiError("x", ""), ApiError("x", ""))),
-        (b'{"errors":{"x":' + b"[" * 1015 + b"]" * 1015 + b"}}", (ApiError("x", ""),)),
-        (b'{"title":"Bad Request"}', (ApiError(None, "Bad Request"),)),
-        (b'{"title":5,"errors":7}', ()),
-        (b"<html>", ()),
-        (b"[]", ()),
-        (b"", ()),
-        (None, ()),
-    ],
-)
-def test_the_errors_of_a_refusal(body: bytes | None, errors: tuple[ApiError, ...]) -> None:
-    """The specification's shape, a framework's problem document, or nothing readable."""
-    assert read_errors(body) == errors
-
-
-def test_an_api_error_reads_well() -> None:
-    """With its code if it has one."""
-    assert str(ApiError("TooManyEvents", "too many")) == "TooManyEvents: too many"
-    assert str(ApiError(None, "Bad Request")) == "Bad Request"

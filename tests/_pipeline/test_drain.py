@@ -1,10 +1,14 @@
-"""Cancellation: while waiting for room, queued, in flight, in back-off, in close. Nothing is lost."""
+"""The end of an emitter: planned, at its deadline, cancelled, or by a signal."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,10 +17,10 @@ from rokt_events_async import (
     DeliveryFailedError,
     DeliveryUnconfirmedError,
     Emitter,
+    EmitterClosedError,
+    InvalidSettingError,
     Receipt,
-    RetryPolicy,
 )
-from rokt_events_async._pipeline.trips import Trip
 from rokt_events_async.sandbox import Fault, Sandbox
 from tests.samples import event
 
@@ -25,125 +29,224 @@ def emitter_for(sandbox: Sandbox, **settings: Any) -> Emitter:
     return Emitter(sandbox.credentials, endpoint=sandbox.url, **settings)
 
 
+def run_script(
+    script: str, *, stop: Callable[[subprocess.Popen[str]], None] | None = None
+) -> tuple[int, str, str]:
+    """Runs a program of its own, with warnings shown. Returns its status and what it printed."""
+    with subprocess.Popen(
+        [sys.executable, "-W", "always", "-c", textwrap.dedent(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            if stop is not None:
+                stop(process)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()  # Which does nothing to one that has ended.
+    return process.returncode, out, err
+
+
+async def test_close_turns_away_who_waits_for_room() -> None:
+    """They get an error rather than a wait without end."""
+    async with Sandbox(latency=1.0) as slow:
+        async with emitter_for(slow, max_pending=1, flush_interval=0) as emitter:
+            await emitter.track(event())
+            waiting = asyncio.create_task(emitter.track(event()))
+            await asyncio.sleep(0.1)
+        with pytest.raises(EmitterClosedError):
+            await waiting
+
+    assert emitter.stats.accepted == 1
+
+
+async def test_a_time_out_out_of_bounds(sandbox: Sandbox) -> None:
+    """Refused, and the emitter stays open."""
+    async with emitter_for(sandbox) as emitter:
+        with pytest.raises(InvalidSettingError, match="timeout must be a finite number >= 0, got -1"):
+            await emitter.aclose(timeout=-1)
+
+        assert isinstance(await emitter.deliver(event()), Receipt)
+
+
+async def test_nothing_is_left_after_close(sandbox: Sandbox) -> None:
+    """No task, no timer, no connection."""
+    before = asyncio.all_tasks()
+    loop: Any = asyncio.get_running_loop()
+    async with emitter_for(sandbox) as emitter:
+        await asyncio.gather(*(emitter.deliver(event(f"session-{index}")) for index in range(40)))
+        connector: Any = emitter._transport
+
+    assert asyncio.all_tasks() == before
+    assert connector._session.closed
+    ours = [timer for timer in loop._scheduled if not timer.cancelled() and "rokt" in repr(timer._callback)]
+    assert ours == []
+
+
+def test_a_loop_closed_without_close() -> None:
+    """A ResourceWarning with an honest account, and no event pretends to have an outcome it has not."""
+    status, out, err = run_script(
+        """
+        import asyncio, gc
+        from rokt_events_async import Credentials, Emitter, PartnerEvent
+
+        async def main():
+            credentials = Credentials("rpub", "rsec-hidden", "1")
+            emitter = Emitter(credentials, endpoint="http://127.0.0.1:9/", flush_interval=60)
+            await emitter.start()
+            await emitter.track(PartnerEvent.viewed(session_id="s", parent_guid="p", client_unique_id="c"))
+            return emitter
+
+        emitter = asyncio.run(main())
+        print(emitter)
+        del emitter
+        gc.collect()
+        """
+    )
+
+    assert status == 0
+    assert "1 accepted, 1 pending" in out
+    assert "ResourceWarning: unclosed <Emitter open" in err
+    assert "never retrieved" not in err
+    assert "was destroyed" not in err
+    assert "rsec" not in out + err
+
+
+def test_asyncio_run_ends_while_workers_are_busy() -> None:
+    """They are cancelled from outside, settle what they carry, and leave quietly."""
+    status, out, err = run_script(
+        """
+        import asyncio
+        from rokt_events_async import Emitter, PartnerEvent
+        from rokt_events_async.sandbox import Sandbox
+
+        async def main():
+            sandbox = Sandbox(faults={"silence": 1.0})
+            await sandbox.start()
+            emitter = Emitter(sandbox.credentials, endpoint=sandbox.url, flush_interval=0)
+            await emitter.start()
+            event = PartnerEvent.viewed(session_id="s", parent_guid="p", client_unique_id="c")
+            delivery = await emitter.track(event)
+            while not sandbox.requests:
+                await asyncio.sleep(0.01)
+            return emitter, delivery
+
+        emitter, delivery = asyncio.run(main())
+        print(emitter.stats.unconfirmed, emitter.stats.pending, repr(delivery.exception()))
+        """
+    )
+
+    assert status == 0
+    assert out.startswith("1 0 DeliveryUnconfirmedError(")
+    assert "was destroyed" not in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGINT, signal.SIGINT]])
+def test_ctrl_c(signals: list[signal.Signals]) -> None:
+    """Once: `async with` drains. Twice: the program ends, as it was told to."""
+
+    def stop(process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        # Not two at once: a Ctrl-C in the middle of the loop's own work can lose whoever was to be woken.
+        for place, number in enumerate(signals, 1):
+            process.send_signal(number)
+            if place < len(signals):
+                assert process.stdout.readline() == "closing\n"
+
+    status, out, err = run_script(
+        """
+        import asyncio
+        from rokt_events_async import Emitter, PartnerEvent
+        from rokt_events_async.sandbox import Sandbox
+
+        async def main():
+            async with Sandbox(latency=0.5) as sandbox:
+                emitter = Emitter(sandbox.credentials, endpoint=sandbox.url)
+                try:
+                    async with emitter:
+                        event = PartnerEvent.viewed(session_id="s", parent_guid="p", client_unique_id="c")
+                        await emitter.track(event)
+                        asyncio.get_running_loop().call_later(0, lambda: print("ready", flush=True))
+                        try:
+                            await asyncio.sleep(60)
+                        finally:
+                            print("closing", flush=True)
+                finally:
+                    print(emitter.stats.delivered, emitter.stats.pending, flush=True)
+
+        asyncio.run(main())
+        """,
+        stop=stop,
+    )
+
+    assert status != 0
+    assert "KeyboardInterrupt" in err.splitlines()
+    if len(signals) == 1:
+        assert err.splitlines()[-1] == "KeyboardInterrupt"  # Nothing warns after it: all is closed.
+        assert out.splitlines()[-1] == "1 0"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_sigterm(times: int) -> None:
+    """As a platform stops a service, and insists: drained once, and then given up, honestly."""
+
+    def stop(process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in ["ready\n", "closing\n"][:times]:
+            assert process.stdout.readline() == line
+            process.send_signal(signal.SIGTERM)
+
+    status, out, err = run_script(
+        """
+        import asyncio, signal
+        from rokt_events_async import Emitter, PartnerEvent
+        from rokt_events_async.sandbox import Sandbox
+
+        async def main():
+            service = asyncio.current_task()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, service.cancel)
+            async with Sandbox(script=["silence", 503], latency=0.5) as sandbox:
+                emitter = Emitter(sandbox.credentials, endpoint=sandbox.url, request_timeout=1.0)
+                try:
+                    async with emitter:
+                        await emitter.track(
+                            PartnerEvent.viewed(session_id="s", parent_guid="p", client_unique_id="c")
+                        )
+                        await emitter.track(
+                            PartnerEvent.viewed(session_id="t", parent_guid="p", client_unique_id="c")
+                        )
+                        print("ready", flush=True)
+                        try:
+                            await asyncio.sleep(60)
+                        finally:
+                            asyncio.get_running_loop().call_later(0.1, lambda: print("closing", flush=True))
+                finally:
+                    stats = emitter.stats
+                    print(stats.delivered, stats.accepted - stats.pending, flush=True)
+
+        try:
+            asyncio.run(main())
+        except asyncio.CancelledError:
+            pass
+        """,
+        stop=stop,
+    )
+
+    assert status == 0
+    assert out.splitlines()[-1] == ("2 2" if times == 1 else "0 2")
+    lost = "closed with events undelivered: 2 unconfirmed"
+    assert (lost in err) == (times == 2)
+    assert err.count("event unconfirmed: the emitter was closed") == (2 if times == 2 else 0)
+    assert err.count("\n") == (3 if times == 2 else 0)
+
+
 def adds_up(emitter: Emitter) -> bool:
     stats = emitter.stats
     settled = stats.delivered + stats.rejected + stats.expired + stats.failed + stats.unconfirmed
     return stats.accepted == settled + stats.pending
-
-
-async def test_while_waiting_for_room_the_event_is_not_accepted() -> None:
-    """Nor sent, and the room goes to the next in line."""
-    async with Sandbox(latency=1.0) as slow, emitter_for(slow, max_pending=1, flush_interval=0) as emitter:
-        await emitter.track(event())
-        waiting = asyncio.create_task(emitter.track(event("cancelled")))
-        patient = asyncio.create_task(emitter.track(event("patient")))
-        await asyncio.sleep(0.1)
-        waiting.cancel()
-        await patient
-
-        assert waiting.cancelled()
-        assert emitter.stats.accepted == 2
-    assert {item["sessionId"] for item in slow.events} == {"session", "patient"}
-
-
-async def test_a_cancelled_delivery_is_still_sent_and_counted(sandbox: Sandbox) -> None:
-    """Cancelling detaches the caller, and nothing else."""
-    async with emitter_for(sandbox) as emitter:
-        delivery = await emitter.track(event())
-        delivery.cancel()
-        await emitter.flush()
-
-        assert delivery.cancelled()
-        assert emitter.stats.delivered == 1
-    assert len(sandbox.events) == 1
-
-
-@pytest.mark.parametrize("moment", [0.0, 0.5, 1.5, 3.0])
-async def test_a_cancelled_task_detaches_whenever_it_happens(moment: float) -> None:
-    """Queued, in flight, in back-off, in flight again: a bare `await` cancels the delivery too."""
-    async with Sandbox(script=[503, None], latency=1.0) as slow:
-        async with emitter_for(slow, flush_interval=0.25) as emitter:
-            task = asyncio.create_task(emitter.deliver(event()))
-            other = await emitter.track(event())
-            await asyncio.sleep(moment)
-            task.cancel()
-            receipt = await other
-
-            assert task.cancelled()
-            assert receipt.attempts == 2
-            assert emitter.stats.delivered == 2
-    assert len(slow.events) == 2
-
-
-async def test_waiting_with_a_time_out_and_keeping_the_delivery() -> None:
-    """`asyncio.shield` keeps it, as documented."""
-    async with Sandbox(latency=5.0) as slow, emitter_for(slow) as emitter:
-        delivery = await emitter.track(event())
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(delivery), 0.5)
-
-        assert isinstance(await delivery, Receipt)
-
-
-async def test_a_cancelled_flush_changes_nothing() -> None:
-    """The events go on."""
-    async with Sandbox(latency=1.0) as slow, emitter_for(slow, flush_interval=100) as emitter:
-        delivery = await emitter.track(event())
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(emitter.flush(), 0.5)
-
-        assert isinstance(await delivery, Receipt)
-
-
-async def test_deliveries_dropped_unread_make_no_noise(caplog: pytest.LogCaptureFixture) -> None:
-    """Nobody has to await them, whatever became of them."""
-    async with Sandbox(faults={404: 1.0}) as down, emitter_for(down) as emitter:
-        await emitter.track(event())
-        await emitter.flush()
-        gc.collect()
-
-        assert emitter.stats.failed == 1
-    assert "never retrieved" not in caplog.text
-
-
-async def test_each_caller_gets_an_exception_of_its_own() -> None:
-    """On a shared one, tracebacks would pile up."""
-    async with Sandbox(faults={404: 1.0}) as down, emitter_for(down) as emitter:
-        deliveries = [await emitter.track(event()) for _ in range(2)]
-        one, other = await asyncio.gather(*deliveries, return_exceptions=True)
-
-        assert isinstance(one, DeliveryFailedError)
-        assert isinstance(other, DeliveryFailedError)
-        assert one is not other
-        assert one.event is deliveries[0].event
-
-
-async def test_callbacks_that_raise_or_reenter_break_nothing(sandbox: Sandbox) -> None:
-    """What a callback does is between it and the loop."""
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
-    tasks: list[asyncio.Task[Any]] = []
-    async with emitter_for(sandbox) as emitter:
-
-        def explode(_: Any) -> None:
-            raise RuntimeError("from a callback")
-
-        def reenter(_: Any) -> None:
-            emitter.track_nowait(event())
-            tasks.append(asyncio.create_task(emitter.flush()))
-            tasks.append(asyncio.create_task(emitter.aclose()))
-
-        first = await emitter.track(event())
-        first.add_done_callback(explode)
-        first.add_done_callback(reenter)
-        await first
-        await asyncio.sleep(0)
-        await asyncio.gather(*tasks)
-
-    assert emitter.stats.delivered == 2
-    assert emitter.stats.pending == 0
-
-
-# Close.
 
 
 async def test_close_interrupts_a_back_off_at_its_deadline() -> None:
@@ -384,89 +487,3 @@ async def test_a_drain_cancelled_from_outside_settles_everything() -> None:
 
     assert report.failed == 1200
     assert all(delivery.done() for delivery in deliveries)
-
-
-async def test_workers_cancelled_from_outside_settle_what_they_carry(sandbox: Sandbox) -> None:
-    """And the work goes on afterwards."""
-    async with Sandbox(script=["silence", 503], latency=0.0) as down:
-        async with emitter_for(down, flush_interval=0, max_concurrency=2) as emitter:
-            sent = await emitter.track(event("sent"))
-            await asyncio.sleep(0.05)
-            refused = await emitter.track(event("refused"))
-            await asyncio.sleep(0.05)
-            queued = await emitter.track(event("queued"))
-            for task in asyncio.all_tasks():
-                if task.get_name() == "rokt-events-flush":
-                    task.cancel()
-
-            with pytest.raises(DeliveryUnconfirmedError):
-                await sent
-            with pytest.raises(DeliveryFailedError):
-                await refused
-            assert isinstance(await queued, Receipt)
-        assert adds_up(emitter)
-
-
-async def test_a_fault_in_a_worker_settles_its_batch_and_is_logged(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Whatever dies, its events get their outcome, and the next batch is sent."""
-
-    def broken(body: Any, count: int) -> bool:
-        raise ZeroDivisionError("a planted fault")
-
-    async with emitter_for(sandbox) as emitter:
-        with monkeypatch.context() as patch:
-            patch.setattr("rokt_events_async._pipeline.sender.says_all_processed", broken)
-            with pytest.raises(DeliveryUnconfirmedError, match="a fault in the library"):
-                await emitter.deliver(event())
-
-        assert isinstance(await emitter.deliver(event()), Receipt)
-        assert adds_up(emitter)
-    assert "a flush worker died of a fault" in caplog.text
-
-
-async def test_a_fault_between_batches_does_not_stop_the_work(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A worker that dies outside of any batch is replaced, and it is logged, without the fault's words."""
-    async with emitter_for(sandbox, flush_interval=0) as emitter:
-        assert emitter._pool is not None
-        queue = emitter._pool._queue
-        take, faults = queue.take, [ZeroDivisionError("a planted fault")]
-
-        def broken(*, now: float) -> Any:
-            if faults:
-                raise faults.pop()
-            return take(now=now)
-
-        monkeypatch.setattr(queue, "take", broken)
-
-        assert isinstance(await emitter.deliver(event()), Receipt)
-    assert "died of a fault, its events have been settled: ZeroDivisionError" in caplog.text
-    assert "planted" not in caplog.text
-
-
-async def test_an_exit_in_a_worker_settles_its_batch(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What ends the program ends it, and the account is honest all the same."""
-    emitter = emitter_for(sandbox, flush_interval=0, retry=RetryPolicy(max_attempts=1))
-    await emitter.start()
-    delivery = await emitter.track(event())
-    assert emitter._pool is not None
-    assert emitter._sender is not None
-    taken = emitter._pool._queue.take(now=float("inf"))
-    assert taken is not None
-
-    async def leave(_: Any) -> Any:
-        raise SystemExit(3)
-
-    monkeypatch.setattr(emitter._sender, "_attempt", leave)
-    with pytest.raises(SystemExit):
-        await emitter._sender.carry(Trip(*taken))
-
-    assert delivery.done()
-    assert adds_up(emitter)
-    emitter._pool._queue.release(taken[0], now=0.0)
-    await emitter.aclose()

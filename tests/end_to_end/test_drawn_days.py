@@ -1,7 +1,7 @@
 """Days drawn from a seed: traffic, settings, faults, echo forms and what callers do, over real sockets.
 
 After every step the account adds up and stays within its bounds; at the end nothing is left, and it
-agrees with the sandbox's record. `DAY=17 pytest tests/test_drawn_days.py` plays one day.
+agrees with the sandbox's record. `DAY=17 pytest tests/end_to_end/test_drawn_days.py` plays one day.
 """
 
 from __future__ import annotations

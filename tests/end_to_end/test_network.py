@@ -25,7 +25,7 @@ from rokt_events_async import (
 from rokt_events_async.sandbox import Sandbox
 from rokt_events_async.sandbox.audit import disagreements
 from rokt_events_async.testing import claim_of
-from tests.proxy import FaultyProxy, Temper
+from tests.end_to_end.proxy import FaultyProxy, Temper
 from tests.samples import event
 
 pytestmark = pytest.mark.every_loop
