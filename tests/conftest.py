@@ -8,15 +8,16 @@ import logging
 import os
 import pickle
 import signal
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
-from rokt_events_async import Emitter, RoktEventsError
+from rokt_events_async import Emitter, RoktEventsError, events
 from rokt_events_async.sandbox import Sandbox
-from tests.samples import SECRET
+from tests.samples import SECRET, OpenEmitter, emitter_for
 from tests.virtual_time import VirtualTimeLoop
 
 pytest_plugins = ["pytester"]
@@ -50,6 +51,48 @@ def pytest_asyncio_loop_factories(
 async def sandbox() -> AsyncIterator[Sandbox]:
     async with Sandbox() as started:
         yield started
+
+
+@pytest.fixture
+async def open_emitter() -> AsyncIterator[OpenEmitter]:
+    """Opens emitters for tests that close them themselves, or fail before they do."""
+    opened: list[Emitter] = []
+
+    async def open_one(sandbox: Sandbox, **settings: Any) -> Emitter:
+        emitter = emitter_for(sandbox, **settings)
+        opened.append(emitter)
+        await emitter.start()
+        return emitter
+
+    yield open_one
+    for emitter in opened:
+        await emitter.aclose(timeout=0)
+
+
+@pytest.fixture(autouse=True)
+def _no_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resets what the package remembers across tests: which event types it has warned of."""
+    monkeypatch.setattr(events, "_warned_types", set())
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_open(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails the test that leaves an emitter open, rather than a later one in which it is collected."""
+    made: weakref.WeakSet[Emitter] = weakref.WeakSet()
+    init = Emitter.__init__
+
+    @functools.wraps(init)
+    def remember(self: Emitter, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        made.add(self)
+
+    monkeypatch.setattr(Emitter, "__init__", remember)
+    yield
+    left = [emitter for emitter in made if emitter._state in ("open", "closing")]
+    shown = [repr(emitter) for emitter in left]
+    for emitter in left:
+        emitter._state = "closed"
+    assert shown == []
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,4 +1,4 @@
-"""Events, credentials and times that tests share."""
+"""Events, credentials, emitters and times that tests share."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import asyncio
 import itertools
 import os
 from datetime import UTC, datetime, timedelta
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import pytest
 
-from rokt_events_async import Credentials, Delivery, PartnerEvent
+from rokt_events_async import Credentials, Delivery, Emitter, PartnerEvent
+from rokt_events_async.sandbox import Sandbox
 
 SECRET = "rsec-for-nothing"
 CREDENTIALS = Credentials(pub_id="rpub-test", secret=SECRET, tag_id="42")
@@ -35,6 +36,17 @@ def delivery(size: int = 10, loop: asyncio.AbstractEventLoop | None = None) -> D
     made = Delivery(loop=loop)
     made.event, made.wire = event(), b"x" * size
     return made
+
+
+def emitter_for(sandbox: Sandbox, **settings: Any) -> Emitter:
+    """An emitter that delivers to this sandbox."""
+    return Emitter(sandbox.credentials, endpoint=sandbox.url, **settings)
+
+
+class OpenEmitter(Protocol):
+    """The fixture `open_emitter`: opens an emitter for a sandbox, and closes it after the test."""
+
+    async def __call__(self, sandbox: Sandbox, **settings: Any) -> Emitter: ...
 
 
 def missing(reason: str) -> NoReturn:

@@ -25,11 +25,7 @@ from rokt_events_async import (
 from rokt_events_async._pipeline.transport import Request
 from rokt_events_async._protocol.replies import Reply
 from rokt_events_async.sandbox import Sandbox
-from tests.samples import CREDENTIALS, event
-
-
-def emitter_for(sandbox: Sandbox, **settings: Any) -> Emitter:
-    return Emitter(sandbox.credentials, endpoint=sandbox.url, **settings)
+from tests.samples import CREDENTIALS, emitter_for, event
 
 
 def sizes(sandbox: Sandbox) -> list[int]:

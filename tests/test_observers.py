@@ -16,7 +16,6 @@ from rokt_events_async import (
     DeliveryError,
     DeliveryFailedError,
     DrainReport,
-    Emitter,
     EventRejectedError,
     InvalidSettingError,
     LoggingObserver,
@@ -28,11 +27,7 @@ from rokt_events_async import (
 )
 from rokt_events_async.errors import ApiError
 from rokt_events_async.sandbox import Sandbox
-from tests.samples import Clock, event
-
-
-def emitter_for(sandbox: Sandbox, **settings: Any) -> Emitter:
-    return Emitter(sandbox.credentials, endpoint=sandbox.url, **settings)
+from tests.samples import Clock, OpenEmitter, emitter_for, event
 
 
 class Diary(Observer):
@@ -212,12 +207,11 @@ async def test_so_it_is_with_what_is_dropped(sandbox: Sandbox) -> None:
     assert seen == [(1, 1, 0), (2, 1, 1)]
 
 
-async def test_a_close_hands_over_all_that_it_ends() -> None:
+async def test_a_close_hands_over_all_that_it_ends(open_emitter: OpenEmitter) -> None:
     """However many events were pending."""
     handled: list[DeliveryError] = []
     async with Sandbox(faults={503: 1.0}) as sandbox:
-        emitter = emitter_for(sandbox, max_pending=25_000, observers=[], on_undelivered=handled.append)
-        await emitter.start()
+        emitter = await open_emitter(sandbox, max_pending=25_000, observers=[], on_undelivered=handled.append)
         for number in range(25_000):
             emitter.track_nowait(event(f"s{number % 2000}"))
         report = await emitter.aclose(0)

@@ -13,12 +13,11 @@ from rokt_events_async import (
     ApiError,
     Delivery,
     DeliveryFailedError,
-    Emitter,
     EventRejectedError,
     Receipt,
 )
 from rokt_events_async.sandbox import Sandbox
-from tests.samples import delivery, event
+from tests.samples import delivery, emitter_for, event
 
 
 async def test_a_delivery_tells_once() -> None:
@@ -69,10 +68,6 @@ def test_errors_survive_a_pickle() -> None:
         3,
         207,
     )
-
-
-def emitter_for(sandbox: Sandbox, **settings: Any) -> Emitter:
-    return Emitter(sandbox.credentials, endpoint=sandbox.url, **settings)
 
 
 async def test_a_cancelled_delivery_is_still_sent_and_counted(sandbox: Sandbox) -> None:

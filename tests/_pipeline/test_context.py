@@ -24,11 +24,7 @@ from rokt_events_async._pipeline import context as context_module
 from rokt_events_async._pipeline import transport as transport_module
 from rokt_events_async._pipeline.transport import HttpTransport
 from rokt_events_async.sandbox import Sandbox
-from tests.samples import CREDENTIALS, event, missing
-
-
-def emitter_for(sandbox: Sandbox, **settings: Any) -> Emitter:
-    return Emitter(sandbox.credentials, endpoint=sandbox.url, **settings)
+from tests.samples import CREDENTIALS, emitter_for, event, missing
 
 
 def run_script(

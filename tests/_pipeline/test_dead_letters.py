@@ -18,11 +18,7 @@ from rokt_events_async import (
     LoggingObserver,
 )
 from rokt_events_async.sandbox import Sandbox
-from tests.samples import CREDENTIALS, event
-
-
-def emitter_for(sandbox: Sandbox, **settings: Any) -> Emitter:
-    return Emitter(sandbox.credentials, endpoint=sandbox.url, **settings)
+from tests.samples import CREDENTIALS, OpenEmitter, emitter_for, event
 
 
 def failed(error: type[DeliveryError] = DeliveryFailedError, **more: Any) -> DeliveryError:
@@ -176,7 +172,9 @@ async def test_the_close_waits_for_the_handler(sandbox: Sandbox) -> None:
     assert len(handled) == 1
 
 
-async def test_a_handler_that_hangs_does_not_hold_the_close(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_handler_that_hangs_does_not_hold_the_close(
+    open_emitter: OpenEmitter, caplog: pytest.LogCaptureFixture
+) -> None:
     """It has a second beyond the deadline; how many were not handled is logged."""
     loop = asyncio.get_running_loop()
     cancelled: list[DeliveryError] = []
@@ -189,8 +187,7 @@ async def test_a_handler_that_hangs_does_not_hold_the_close(caplog: pytest.LogCa
             raise
 
     async with Sandbox(faults={503: 1.0}) as sandbox:
-        emitter = emitter_for(sandbox, on_undelivered=handle)
-        await emitter.start()
+        emitter = await open_emitter(sandbox, on_undelivered=handle)
         for _ in range(3):
             await emitter.track(event())
         began = loop.time()
@@ -203,7 +200,7 @@ async def test_a_handler_that_hangs_does_not_hold_the_close(caplog: pytest.LogCa
     assert [task for task in asyncio.all_tasks() if "rokt" in task.get_name()] == []
 
 
-async def test_a_close_in_a_hurry_waits_no_longer(sandbox: Sandbox) -> None:
+async def test_a_close_in_a_hurry_waits_no_longer(open_emitter: OpenEmitter, sandbox: Sandbox) -> None:
     """The last caller is cancelled: the handler has its second, and no more."""
     loop = asyncio.get_running_loop()
 
@@ -211,8 +208,7 @@ async def test_a_close_in_a_hurry_waits_no_longer(sandbox: Sandbox) -> None:
         await loop.create_future()
 
     sandbox.fail_next(404)
-    emitter = emitter_for(sandbox, on_undelivered=handle)
-    await emitter.start()
+    emitter = await open_emitter(sandbox, on_undelivered=handle)
     await emitter.track(event())
     await emitter.flush()
     closing = asyncio.create_task(emitter.aclose(60))
@@ -248,7 +244,9 @@ async def test_a_handler_whose_task_was_cancelled(sandbox: Sandbox) -> None:
     assert calls[0] is calls[1]
 
 
-async def test_nothing_of_a_cancelled_handler_is_left_after_a_close(sandbox: Sandbox) -> None:
+async def test_nothing_of_a_cancelled_handler_is_left_after_a_close(
+    open_emitter: OpenEmitter, sandbox: Sandbox
+) -> None:
     """Not the timer by which it would go on, though the close is in a hurry."""
     loop: Any = asyncio.get_running_loop()
 
@@ -256,8 +254,7 @@ async def test_nothing_of_a_cancelled_handler_is_left_after_a_close(sandbox: San
         await loop.create_future()
 
     sandbox.fail_next(404)
-    emitter = emitter_for(sandbox, on_undelivered=handle)
-    await emitter.start()
+    emitter = await open_emitter(sandbox, on_undelivered=handle)
     await emitter.track(event())
     await emitter.flush()
     await asyncio.sleep(0.01)

@@ -22,11 +22,7 @@ from rokt_events_async import (
     Receipt,
 )
 from rokt_events_async.sandbox import Fault, Sandbox
-from tests.samples import event
-
-
-def emitter_for(sandbox: Sandbox, **settings: Any) -> Emitter:
-    return Emitter(sandbox.credentials, endpoint=sandbox.url, **settings)
+from tests.samples import OpenEmitter, emitter_for, event
 
 
 def run_script(
@@ -249,12 +245,11 @@ def adds_up(emitter: Emitter) -> bool:
     return stats.accepted == settled + stats.pending
 
 
-async def test_close_interrupts_a_back_off_at_its_deadline() -> None:
+async def test_close_interrupts_a_back_off_at_its_deadline(open_emitter: OpenEmitter) -> None:
     """It does not wait out a back-off; what was clearly refused has failed."""
     loop = asyncio.get_running_loop()
     async with Sandbox(script=[Fault.answer(503, retry_after="60")]) as down:
-        emitter = emitter_for(down, flush_interval=0)
-        await emitter.start()
+        emitter = await open_emitter(down, flush_interval=0)
         delivery = await emitter.track(event())
         await asyncio.sleep(0.5)
         started = loop.time()
@@ -267,12 +262,11 @@ async def test_close_interrupts_a_back_off_at_its_deadline() -> None:
     assert (report.failed, report.undelivered) == (1, (caught.value,))
 
 
-async def test_close_interrupts_a_request_at_its_deadline() -> None:
+async def test_close_interrupts_a_request_at_its_deadline(open_emitter: OpenEmitter) -> None:
     """What had gone out may have been accepted: unconfirmed."""
     loop = asyncio.get_running_loop()
     async with Sandbox(faults={"silence-processed": 1.0}) as down:
-        emitter = emitter_for(down, flush_interval=0)
-        await emitter.start()
+        emitter = await open_emitter(down, flush_interval=0)
         delivery = await emitter.track(event())
         await asyncio.sleep(0.1)
         started = loop.time()
@@ -284,11 +278,10 @@ async def test_close_interrupts_a_request_at_its_deadline() -> None:
     assert report.unconfirmed == 1
 
 
-async def test_close_gives_what_is_queued_its_outcome() -> None:
+async def test_close_gives_what_is_queued_its_outcome(open_emitter: OpenEmitter) -> None:
     """More than one slice of it, and none of it sent."""
     async with Sandbox(faults={"silence": 1.0}) as down:
-        emitter = emitter_for(down, flush_interval=0, max_concurrency=2)
-        await emitter.start()
+        emitter = await open_emitter(down, flush_interval=0, max_concurrency=2)
         for index in range(1300):
             await emitter.track(event(f"session-{index}"))
         await asyncio.sleep(0.1)
@@ -302,11 +295,10 @@ async def test_close_gives_what_is_queued_its_outcome() -> None:
     assert adds_up(emitter)
 
 
-async def test_close_drains_and_reports(sandbox: Sandbox) -> None:
+async def test_close_drains_and_reports(open_emitter: OpenEmitter, sandbox: Sandbox) -> None:
     """What can be delivered is, without waiting out the interval."""
     loop = asyncio.get_running_loop()
-    emitter = emitter_for(sandbox, flush_interval=100.0)
-    await emitter.start()
+    emitter = await open_emitter(sandbox, flush_interval=100.0)
     await emitter.track(event())
     started = loop.time()
     report = await emitter.aclose()
@@ -315,11 +307,10 @@ async def test_close_drains_and_reports(sandbox: Sandbox) -> None:
     assert (report.delivered, report.undelivered) == (1, ())
 
 
-async def test_close_gives_a_backlog_of_one_session_its_outcome() -> None:
+async def test_close_gives_a_backlog_of_one_session_its_outcome(open_emitter: OpenEmitter) -> None:
     """Many batches of the same session, at the deadline."""
     async with Sandbox(faults={"silence": 1.0}) as down:
-        emitter = emitter_for(down, flush_interval=0)
-        await emitter.start()
+        emitter = await open_emitter(down, flush_interval=0)
         deliveries = [await emitter.track(event("one")) for _ in range(1300)]
         await asyncio.sleep(0.1)
         report = await emitter.aclose(timeout=0.1)
@@ -329,11 +320,12 @@ async def test_close_gives_a_backlog_of_one_session_its_outcome() -> None:
     assert (emitter.stats.pending, emitter.stats.sessions) == (0, 0)
 
 
-async def test_a_flush_during_the_close_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_flush_during_the_close_starts_nothing(
+    open_emitter: OpenEmitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the close gives up is not sent behind its back."""
     async with Sandbox(faults={"silence": 1.0}) as down:
-        emitter = emitter_for(down, flush_interval=0, max_concurrency=2)
-        await emitter.start()
+        emitter = await open_emitter(down, flush_interval=0, max_concurrency=2)
         for index in range(3000):
             await emitter.track(event(f"session-{index}"))
         await asyncio.sleep(0.1)
@@ -356,11 +348,10 @@ async def test_a_flush_during_the_close_starts_nothing(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("times", [1, 2])
-async def test_a_drain_cancelled_before_it_ran(times: int) -> None:
+async def test_a_drain_cancelled_before_it_ran(open_emitter: OpenEmitter, times: int) -> None:
     """All tasks are cancelled in the moment in which the close begins: everything is settled all the same."""
     async with Sandbox(faults={503: 1.0}) as down:
-        emitter = emitter_for(down, flush_interval=0)
-        await emitter.start()
+        emitter = await open_emitter(down, flush_interval=0)
         deliveries = [await emitter.track(event(f"session-{index}")) for index in range(5)]
         await asyncio.sleep(0.1)
 
@@ -383,11 +374,10 @@ async def test_a_drain_cancelled_before_it_ran(times: int) -> None:
     assert all(delivery.done() for delivery in deliveries)
 
 
-async def test_a_close_cancelled_together_with_its_drain() -> None:
+async def test_a_close_cancelled_together_with_its_drain(open_emitter: OpenEmitter) -> None:
     """As a loop's end does it."""
     async with Sandbox(faults={503: 1.0}) as down:
-        emitter = emitter_for(down, flush_interval=0)
-        await emitter.start()
+        emitter = await open_emitter(down, flush_interval=0)
         await emitter.track(event())
         await asyncio.sleep(0.1)
         close = asyncio.create_task(emitter.aclose(timeout=60))
@@ -408,7 +398,7 @@ async def test_a_close_cancelled_together_with_its_drain() -> None:
 
 @pytest.mark.parametrize("error", [OSError("a planted fault"), asyncio.CancelledError()])
 async def test_connections_that_cannot_be_closed(
-    error: BaseException, caplog: pytest.LogCaptureFixture
+    open_emitter: OpenEmitter, error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The events are settled; nothing about them depends on it."""
 
@@ -416,8 +406,7 @@ async def test_connections_that_cannot_be_closed(
         raise error
 
     async with Sandbox() as sandbox:
-        emitter = emitter_for(sandbox)
-        await emitter.start()
+        emitter = await open_emitter(sandbox)
         assert emitter._transport is not None
         close = emitter._transport.aclose
         emitter._transport.aclose = fail  # type: ignore[method-assign]
@@ -429,11 +418,10 @@ async def test_connections_that_cannot_be_closed(
     assert ("could not be closed: OSError" in caplog.text) is isinstance(error, OSError)
 
 
-async def test_a_second_close_gets_the_same_report() -> None:
+async def test_a_second_close_gets_the_same_report(open_emitter: OpenEmitter) -> None:
     """During the first one, and after it."""
     async with Sandbox(latency=1.0) as slow:
-        emitter = emitter_for(slow)
-        await emitter.start()
+        emitter = await open_emitter(slow)
         await emitter.track(event())
         one, other = await asyncio.gather(emitter.aclose(), emitter.aclose(timeout=0))
 
@@ -442,12 +430,11 @@ async def test_a_second_close_gets_the_same_report() -> None:
         assert await emitter.aclose() is one
 
 
-async def test_a_cancelled_close_settles_everything_first() -> None:
+async def test_a_cancelled_close_settles_everything_first(open_emitter: OpenEmitter) -> None:
     """When the last waiting caller is cancelled, the deadline is now."""
     loop = asyncio.get_running_loop()
     async with Sandbox(faults={503: 1.0}) as down:
-        emitter = emitter_for(down, flush_interval=0)
-        await emitter.start()
+        emitter = await open_emitter(down, flush_interval=0)
         delivery = await emitter.track(event())
         await asyncio.sleep(0.1)
         one, other = (asyncio.create_task(emitter.aclose(timeout=60)) for _ in range(2))
@@ -467,11 +454,10 @@ async def test_a_cancelled_close_settles_everything_first() -> None:
         assert (await emitter.aclose()).failed == 1
 
 
-async def test_a_drain_cancelled_from_outside_settles_everything() -> None:
+async def test_a_drain_cancelled_from_outside_settles_everything(open_emitter: OpenEmitter) -> None:
     """A test runner that cancels all tasks, or the loop's end."""
     async with Sandbox(faults={503: 1.0}) as down:
-        emitter = emitter_for(down, flush_interval=0)
-        await emitter.start()
+        emitter = await open_emitter(down, flush_interval=0)
         deliveries = [await emitter.track(event(f"session-{index}")) for index in range(1200)]
         await asyncio.sleep(0.1)
         close = asyncio.create_task(emitter.aclose(timeout=60))

@@ -23,11 +23,7 @@ from rokt_events_async import (
 )
 from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async.sandbox import Sandbox
-from tests.samples import CREDENTIALS, event
-
-
-def emitter_for(sandbox: Sandbox, **settings: Any) -> Emitter:
-    return Emitter(sandbox.credentials, endpoint=sandbox.url, **settings)
+from tests.samples import CREDENTIALS, OpenEmitter, emitter_for, event
 
 
 class Diary(Observer):
@@ -125,7 +121,9 @@ def test_what_leaves_the_program_leaves_it(leaving: type[BaseException]) -> None
 
 
 @pytest.mark.parametrize("handled", [False, True])
-async def test_a_test_that_fails_in_the_middle(handled: bool, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_test_that_fails_in_the_middle(
+    open_emitter: OpenEmitter, handled: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """`pytest.fail`, or whatever is no `Exception`: logged once, everything settled, and closed in time."""
 
     def fail(error: DeliveryError) -> None:
@@ -141,8 +139,7 @@ async def test_a_test_that_fails_in_the_middle(handled: bool, caplog: pytest.Log
         settings: dict[str, Any] = (
             {"observers": [], "on_undelivered": fail} if handled else {"observers": [Fails()]}
         )
-        emitter = emitter_for(sandbox, **settings)
-        await emitter.start()
+        emitter = await open_emitter(sandbox, **settings)
         for index in range(9):
             await emitter.track(event(f"s{index % 2}"))
         report = await emitter.aclose(0.1)
@@ -153,7 +150,7 @@ async def test_a_test_that_fails_in_the_middle(handled: bool, caplog: pytest.Log
 
 
 @pytest.mark.parametrize("script", [[404], [401], ["reset-after", 422, 503]])
-async def test_logging_that_raises(script: list[Any]) -> None:
+async def test_logging_that_raises(open_emitter: OpenEmitter, script: list[Any]) -> None:
     """A filter of the application's that is broken: every event has its outcome all the same."""
 
     class Broken(logging.Filter):
@@ -164,8 +161,7 @@ async def test_logging_that_raises(script: list[Any]) -> None:
     logger.addFilter(broken)
     try:
         async with Sandbox(script=script, faults={503: 1.0}) as sandbox:
-            emitter = emitter_for(sandbox)
-            await emitter.start()
+            emitter = await open_emitter(sandbox)
             for index in range(6):
                 await emitter.track(event(f"s{index % 2}"))
             await emitter.aclose(0.5)

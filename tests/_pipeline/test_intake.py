@@ -10,17 +10,12 @@ import pytest
 
 from rokt_events_async import (
     DeliveryFailedError,
-    Emitter,
     InvalidEventError,
     PartnerEvent,
     QueueFullError,
 )
 from rokt_events_async.sandbox import Sandbox
-from tests.samples import Clock, event
-
-
-def emitter_for(sandbox: Sandbox, **settings: Any) -> Emitter:
-    return Emitter(sandbox.credentials, endpoint=sandbox.url, **settings)
+from tests.samples import Clock, emitter_for, event
 
 
 async def test_a_missing_time_is_the_moment_of_the_call(sandbox: Sandbox) -> None:

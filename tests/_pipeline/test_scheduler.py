@@ -11,16 +11,11 @@ import pytest
 
 from rokt_events_async import (
     Delivery,
-    Emitter,
     Receipt,
     RetryPolicy,
 )
 from rokt_events_async.sandbox import Sandbox
-from tests.samples import Clock, event
-
-
-def emitter_for(sandbox: Sandbox, **settings: Any) -> Emitter:
-    return Emitter(sandbox.credentials, endpoint=sandbox.url, **settings)
+from tests.samples import Clock, emitter_for, event
 
 
 def sizes(sandbox: Sandbox) -> list[int]:

@@ -19,11 +19,7 @@ from rokt_events_async import (
 )
 from rokt_events_async._pipeline.trips import Trip
 from rokt_events_async.sandbox import Fault, Sandbox
-from tests.samples import Clock, event
-
-
-def emitter_for(sandbox: Sandbox, **settings: Any) -> Emitter:
-    return Emitter(sandbox.credentials, endpoint=sandbox.url, **settings)
+from tests.samples import Clock, OpenEmitter, emitter_for, event
 
 
 def sizes(sandbox: Sandbox) -> list[int]:
@@ -315,11 +311,10 @@ async def test_a_fault_in_a_worker_settles_its_batch_and_is_logged(
 
 
 async def test_an_exit_in_a_worker_settles_its_batch(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+    open_emitter: OpenEmitter, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What ends the program ends it, and the account is honest all the same."""
-    emitter = emitter_for(sandbox, flush_interval=0, retry=RetryPolicy(max_attempts=1))
-    await emitter.start()
+    emitter = await open_emitter(sandbox, flush_interval=0, retry=RetryPolicy(max_attempts=1))
     delivery = await emitter.track(event())
     assert emitter._pool is not None
     assert emitter._sender is not None
