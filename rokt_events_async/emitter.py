@@ -355,7 +355,7 @@ class Emitter:
         await self._ledger.settled()
 
     def _check_open(self) -> Intake:
-        """Returns the intake of an open emitter whose loop runs in another thread than when it was started."""
+        """Returns the intake if the loop merely runs in another thread now than when it was started."""
         self._check_started()
         if self._state == "closed":
             raise closed_error()

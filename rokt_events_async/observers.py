@@ -1,8 +1,8 @@
-"""Eyes on what an emitter does: `Observer`, what it is told, and the one that logs.
+"""Observers: they are told what an emitter does. One of them logs.
 
-An observer is called on the emitter's loop, in the middle of its work: it should be quick, and hand on
-what takes longer. What it raises is logged once, and changes nothing about the events. What it is told
-of an event is the application's own `Delivery`; the secret is in none of it.
+The emitter calls an observer on its own loop, in the middle of its work: an observer must return quickly.
+An exception is logged once, and changes nothing about the events. Observers get the application's own
+`Delivery` objects; nothing that they get contains the secret.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ from rokt_events_async.settings import check_count, check_number
 
 @attrs.frozen(eq=False)
 class RequestReport:
-    """One request, and what came of it.
+    """One request and its result.
 
     Attributes:
-        deliveries: The events it carried, all of one session, in their order.
-        endpoint: Where it went.
-        size: Of its body, in bytes.
-        attempt: Which request of these events it was, from 1; a connection that could not be made counts.
+        deliveries: The events that it carried, all of one session, in their order.
+        endpoint: The URL.
+        size: The size of its body, in bytes.
+        attempt: The number of this request for these events, from 1. A connection that could not be made
+            counts.
         started_at: When it began, in UTC.
         duration: Seconds until it was answered or over, connecting included.
-        status: What it was answered, `None` if no status line came.
-        problem: Why none came, in words; `None` if one did.
+        status: The HTTP status, `None` if no status line came.
+        problem: Why no status line came, in words; `None` if one came.
     """
 
     deliveries: tuple[Delivery, ...]
@@ -55,14 +56,14 @@ class RequestReport:
 
 @attrs.frozen(eq=False)
 class RetryReport:
-    """Events that are going to be sent again.
+    """Events that will be sent again.
 
     Attributes:
         deliveries: The events.
         attempts: How many requests have carried them so far.
-        status: The last answer's, `None` if the last request had none.
+        status: The HTTP status of the last request, `None` if it had no answer.
         reason: Why the last request failed, in words.
-        wait: Seconds until they are sent again.
+        wait: Seconds until the next attempt.
     """
 
     deliveries: tuple[Delivery, ...]
@@ -73,16 +74,16 @@ class RetryReport:
 
 
 class Observer:
-    """Is told what an emitter does. All methods do nothing here: override what you want to know.
+    """Base class of observers. Its methods do nothing: override those that you need.
 
-    One that is not overridden costs nothing. They are plain methods, not coroutines.
+    A method that is not overridden costs nothing. All are plain methods, not coroutines.
     """
 
     def on_accepted(self, delivery: Delivery) -> None:
-        """An event was accepted; called in the context of the `track()` that handed it over."""
+        """An event was accepted. Called in the context of the `track()` call."""
 
     def on_request(self, request: RequestReport) -> None:
-        """A request was answered, or came to nothing."""
+        """A request was answered, or ended without an answer."""
 
     def on_retry(self, retry: RetryReport) -> None:
         """Events will be sent again."""
@@ -91,15 +92,15 @@ class Observer:
         """An event was delivered."""
 
     def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
-        """An event ended in one of the other outcomes."""
+        """An event was not delivered."""
 
     def on_closed(self, report: DrainReport) -> None:
-        """The emitter is closed: this is the last it tells."""
+        """The emitter is closed. No other call follows."""
 
 
 @attrs.define
 class _Window:
-    """What was logged of one outcome since `begun`, and what was not."""
+    """How many records of one outcome were logged since `begun`, and how many were suppressed."""
 
     begun: float
     logged: int = 0
@@ -107,22 +108,22 @@ class _Window:
 
 
 class LoggingObserver(Observer):
-    """Logs events that end other than delivered, one record each, a bounded number of them; and an outage.
+    """Logs undelivered events, one record each and a bounded number of them, and outages.
 
     A record has the reason, and in `extra` for structured formatters `rokt_outcome`, `rokt_reason`,
     `rokt_event_type`, `rokt_attempts`, `rokt_status` (`None` without an answer), `rokt_error_codes` (the
-    API's own) and `rokt_suppressed` (how many of its kind were not logged before it). No payload: neither
-    ids nor metadata, nor what Rokt wrote of them. Refused credentials are not among them: the emitter logs
-    those itself, once.
+    API's own) and `rokt_suppressed` (how many records of that outcome were suppressed before it). Records
+    contain no payload: no ids, no metadata, and no text of Rokt's. Refused credentials have no records of
+    their own: the emitter logs them once.
 
-    What is sent again for the third time or more is told of once in `per` seconds, with `rokt_reason`,
-    `rokt_attempts` and `rokt_status`: otherwise an outage would be silent until deadlines pass.
+    The third and every later attempt of a batch is logged once per `per` seconds, with `rokt_reason`,
+    `rokt_attempts` and `rokt_status`. Otherwise an outage would be silent until deadlines pass.
 
     Args:
-        logger: Where to; `None` takes `rokt_events_async`.
-        level: Of its records.
-        max_records: Records of one outcome that are written in `per` seconds; the others are counted,
-            and their number is told by the next record, or at the close.
+        logger: The logger; `None` takes `rokt_events_async`.
+        level: The level of its records.
+        max_records: The most records of one outcome per `per` seconds. Further ones are counted, and the
+            next record, or the close, says how many there were.
         per: Seconds.
 
     Raises:
@@ -162,7 +163,7 @@ class LoggingObserver(Observer):
 
     def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
         if isinstance(error, CredentialsRefusedError):
-            return  # The emitter says that itself, and once for all.
+            return  # The emitter logs that itself, once.
         suppressed = self._admit(error.outcome, now=self._clock())
         if suppressed is not None:
             self._write(delivery, error, suppressed)
@@ -176,7 +177,7 @@ class LoggingObserver(Observer):
         self._windows.clear()
 
     def _admit(self, outcome: Outcome, *, now: float) -> int | None:
-        """How many of its kind were passed over before it; `None` if it is to be passed over itself."""
+        """Returns how many records were suppressed before this one; `None` suppresses this one too."""
         window = self._windows.get(outcome)
         suppressed = 0
         if window is None or now >= window.begun + self._per:
@@ -214,7 +215,7 @@ _MAX_CODE_LENGTH: Final = 64
 
 
 def error_codes(error: DeliveryError) -> tuple[str, ...]:
-    """The API's codes for what it refused: a few, and short, whatever the server wrote."""
+    """Returns the API's codes for a rejected event: a few short ones, whatever the server wrote."""
     if not isinstance(error, EventRejectedError):
         return ()
     codes = dict.fromkeys(_plain(problem.code) for problem in error.errors if problem.code)
@@ -222,5 +223,5 @@ def error_codes(error: DeliveryError) -> tuple[str, ...]:
 
 
 def _plain(text: str) -> str:
-    """What others wrote, short, and on one line whatever is in it."""
+    """Returns text from outside, cut and escaped to one line."""
     return text[:_MAX_CODE_LENGTH].encode("unicode_escape").decode("ascii")

@@ -1,11 +1,11 @@
-"""Fixtures for the tests of an application; pytest finds them where this package is installed.
+"""Fixtures for the tests of an application. pytest finds them if this package is installed.
 
-`rokt_sandbox` is a `Sandbox` that serves from a thread of its own, so that synchronous tests, as those
-with a `TestClient`, have it too. While a test uses it, `Emitter()` finds its credentials in the environment,
-and an application its address in `ROKT_ENDPOINT`.
+`rokt_sandbox` is a `Sandbox` that serves from a thread of its own, so that synchronous tests, such as those
+with a `TestClient`, can use it too. While a test uses it, `Emitter()` finds its credentials in the
+environment, and `ROKT_ENDPOINT` has its address.
 
-`rokt_emitter` is an open `Emitter` that delivers to it, quick to send and to send again. It belongs to the
-test's event loop: pytest-asyncio's, or anyio's where that is not installed.
+`rokt_emitter` is an open `Emitter` that delivers to the sandbox, with short waits. It belongs to the test's
+event loop: that of pytest-asyncio, or of anyio if pytest-asyncio is not installed.
 """
 
 from __future__ import annotations

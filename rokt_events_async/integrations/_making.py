@@ -1,4 +1,4 @@
-"""What the web frameworks' integrations share."""
+"""Shared by the integrations of web frameworks: factories of emitters."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from rokt_events_async.emitter import Emitter
 from rokt_events_async.errors import InvalidSettingError
 
 MakeEmitter = Callable[[], Emitter]
-"""What makes an emitter each time an application starts: `Emitter` itself, or a function that calls it.
+"""A factory, called each time an application starts: `Emitter` itself, or a function that calls it.
 
-Not an emitter: a closed one stays closed, and an application may be started more than once, by its tests
-or in several processes.
+A factory, because an application can start more than once, and a closed emitter cannot be reopened.
 """
 
 
 def check_make(make: Any) -> MakeEmitter:
-    """What makes emitters, if it can be called.
+    """Returns the factory.
 
     Raises:
-        InvalidSettingError: It cannot.
+        InvalidSettingError: It cannot be called.
     """
     if not callable(make):
         raise InvalidSettingError(
@@ -32,10 +31,10 @@ def check_make(make: Any) -> MakeEmitter:
 
 
 def make_one(make: MakeEmitter) -> Emitter:
-    """The emitter of an application that starts.
+    """Returns a new emitter of the factory.
 
     Raises:
-        InvalidSettingError: What came back is none.
+        InvalidSettingError: The factory returned no emitter.
     """
     emitter: Any = make()
     if isinstance(emitter, Emitter):

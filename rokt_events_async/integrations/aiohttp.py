@@ -22,15 +22,15 @@ from rokt_events_async.errors import EmitterNotStartedError
 from rokt_events_async.integrations._making import MakeEmitter, check_make, make_one
 
 EMITTER: Final = web.AppKey("EMITTER", Emitter)
-"""Where the application keeps its emitter, from its start on."""
+"""The application's key for its emitter, set while the application runs."""
 
 
 def emitter_context(make: MakeEmitter) -> Callable[[web.Application], AsyncIterator[None]]:
-    """A cleanup context that starts an emitter with the application, and drains it at its cleanup.
+    """Returns a cleanup context that starts an emitter with the application, and drains it at the end.
 
     Args:
-        make: Makes the emitter, each time an application is started: `Emitter`, or a function that calls
-            it with the settings it is to have.
+        make: A factory, called each time an application starts: `Emitter`, or a function that calls it
+            with settings.
 
     Raises:
         InvalidSettingError: `make` is not callable; or, when the application starts, returns no emitter.
@@ -45,10 +45,10 @@ def emitter_context(make: MakeEmitter) -> Callable[[web.Application], AsyncItera
 
 
 def get_emitter(request: web.Request) -> Emitter:
-    """The application's emitter, or that of the application it is a part of.
+    """Returns the emitter of the application, or of the application that contains it.
 
     Raises:
-        EmitterNotStartedError: None of them was given an `emitter_context`.
+        EmitterNotStartedError: No `emitter_context` was added to either.
     """
     try:
         return request.config_dict[EMITTER]

@@ -22,7 +22,7 @@ from rokt_events_async.integrations.starlette import Lifespan, emitter_lifespan,
 RoktEmitter = Annotated[Emitter, Depends(get_emitter)]
 """The application's emitter, as a parameter of a handler, a dependency or a websocket's handler.
 
-In a plain `def` handler, which runs in a thread, use its `track_threadsafe`.
+A plain `def` handler runs in a thread: there, use `track_threadsafe`.
 """
 
 __all__ = ["Lifespan", "RoktEmitter", "emitter_lifespan", "get_emitter"]

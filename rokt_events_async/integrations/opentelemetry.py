@@ -6,19 +6,19 @@
 |---|---|---|
 | `messaging.client.sent.messages` | counter, `{message}` | events that requests carried, retries included |
 | `messaging.client.operation.duration` | histogram, `s` | requests, connecting included |
-| `rokt.client.batch.size` | histogram, `{event}` | events a request carried |
-| `rokt.client.retries` | counter, `{request}` | requests that are made again |
-| `rokt.client.outcomes` | counter, `{event}` | what became of events, by `rokt.outcome` |
+| `rokt.client.batch.size` | histogram, `{event}` | events per request |
+| `rokt.client.retries` | counter, `{request}` | requests that are retried |
+| `rokt.client.outcomes` | counter, `{event}` | outcomes of events, by `rokt.outcome` |
 | `rokt.client.pending` | up-down counter, `{event}` | events accepted and not settled |
-| `rokt.client.oldest_pending.age` | gauge, `s` | for how long the oldest of them is pending |
+| `rokt.client.oldest_pending.age` | gauge, `s` | how long the oldest of them has been pending |
 
-All have `messaging.system` and its like; the first two `server.address` and `server.port`. `error.type`
-is left out where nothing went wrong; otherwise it is the API's own code, the HTTP status, or `no_answer`; of
-an event also `not_sent` (dropped, or given up before there was a request) and `unreadable` (a 2xx that did
-not tell of it).
+All have the attributes `messaging.*`; the first two also `server.address` and `server.port`. `error.type`
+is absent if nothing went wrong. Otherwise it is the API's own code, the HTTP status, or `no_answer`; for an
+event also `not_sent` (dropped, or given up before there was a request) and `unreadable` (a 2xx that did not
+tell of it).
 
 A request is a span of kind client, `send server_events`, linked to the spans in which its events were
-tracked. It is a root: it carries events of many traces. Nothing of an event is in an attribute.
+tracked. It is a root span, because it carries events of many traces. No attribute contains event data.
 """
 
 from __future__ import annotations
@@ -60,25 +60,25 @@ _NOT_SENT: Final = "not_sent"
 _UNREADABLE: Final = "unreadable"
 _OTHER: Final = "_OTHER"
 _MAX_ERROR_TYPES: Final = 50
-"""How many error codes are told apart: a server can make up any number, a backend cannot keep them."""
+"""The most error codes that are told apart: a server can send any number, a backend cannot keep them."""
 
 Attributes = dict[str, str | int]
 
 
 @attrs.frozen
 class _Tracked:
-    """Since when an event is pending, and the span it was tracked in."""
+    """Since when an event is pending, and the span in which it was tracked."""
 
     since: float
     span: SpanContext
 
 
 class OpenTelemetryObserver(Observer):
-    """Tells OpenTelemetry; one may serve several emitters.
+    """Reports to OpenTelemetry. One observer can serve several emitters.
 
     Args:
-        meter_provider: Where metrics go; `None` takes the global one.
-        tracer_provider: Where spans go; the same.
+        meter_provider: Receives the metrics; `None` takes the global provider.
+        tracer_provider: Receives the spans; `None` takes the global provider.
     """
 
     def __init__(
@@ -100,14 +100,14 @@ class OpenTelemetryObserver(Observer):
         self._batch_size = meter.create_histogram(
             "rokt.client.batch.size",
             unit="{event}",
-            description="Events that a request carried.",
+            description="Events per request.",
             explicit_bucket_boundaries_advisory=_EVENTS,
         )
         self._retries = meter.create_counter(
-            "rokt.client.retries", unit="{request}", description="Requests that are made again."
+            "rokt.client.retries", unit="{request}", description="Requests that are retried."
         )
         self._outcomes = meter.create_counter(
-            "rokt.client.outcomes", unit="{event}", description="What became of accepted events."
+            "rokt.client.outcomes", unit="{event}", description="Outcomes of accepted events."
         )
         meter.create_observable_up_down_counter(
             "rokt.client.pending",
@@ -176,7 +176,7 @@ class OpenTelemetryObserver(Observer):
         span.end(began + int(request.duration * 1e9))
 
     def _links(self, deliveries: Iterable[Delivery]) -> Iterable[Link]:
-        """To the spans of the calls, each once, though it may have tracked several of the events."""
+        """Yields links to the spans of the `track()` calls, one link per span."""
         seen = set()
         for delivery in deliveries:
             tracked = self._pending.get(delivery)
@@ -188,7 +188,7 @@ class OpenTelemetryObserver(Observer):
                 yield Link(tracked.span)
 
     def _server(self, endpoint: str) -> Attributes:
-        """Where requests go; parsed once."""
+        """Returns the attributes of the endpoint; parsed once."""
         server = self._servers.get(endpoint)
         if server is None:
             url = URL(endpoint)
@@ -205,7 +205,7 @@ class OpenTelemetryObserver(Observer):
             self._error_types.add(code)
         return code
 
-    # Asked by the exporter, in a thread of its own.
+    # Called by the exporter, in a thread of its own.
 
     def _observe_pending(self, _options: CallbackOptions) -> Iterable[Observation]:
         yield Observation(len(self._pending), _OPERATION)
@@ -217,7 +217,7 @@ class OpenTelemetryObserver(Observer):
         while True:
             try:
                 oldest = next(iter(self._pending.values()), None)
-            except RuntimeError:  # The loop's thread has changed it in this very moment.
+            except RuntimeError:  # The loop's thread has changed it meanwhile.
                 continue
             return now - oldest.since if oldest else 0.0
 
@@ -230,7 +230,7 @@ def _error_type(status: int | None) -> str:
 
 
 def _why(error: DeliveryError) -> str:
-    """Of an event for which the API gave no code of its own."""
+    """Returns the error type of an event for which the API gave no code."""
     if error.attempts == 0:
         return _NOT_SENT
     if error.status is not None and 200 <= error.status <= 299:

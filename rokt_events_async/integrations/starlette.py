@@ -16,25 +16,25 @@ from rokt_events_async.integrations._making import MakeEmitter, check_make, make
 _KEY: Final = "rokt_emitter"
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
-"""What a framework takes as `lifespan=`, with or without a state of its own."""
+"""The type of a framework's `lifespan=`, with or without a state of its own."""
 
 
 def emitter_lifespan(
     make: MakeEmitter, inner: Lifespan | None = None
 ) -> Callable[[Any], AbstractAsyncContextManager[dict[str, Any]]]:
-    """A lifespan that starts an emitter with the application, and drains it when the application stops.
+    """Returns a lifespan that starts an emitter with the application, and drains it when it stops.
 
-    `Starlette(lifespan=emitter_lifespan(Emitter))`. Handlers have it from `get_emitter`.
+    `Starlette(lifespan=emitter_lifespan(Emitter))`. Handlers get the emitter from `get_emitter`.
 
     Args:
-        make: Makes the emitter, each time the application is started: `Emitter`, or a function that
-            calls it with the settings it is to have.
-        inner: The application's own lifespan; it begins after the emitter and ends before it, so that it
-            can still track: by `app.state.rokt_emitter`. Its state is kept.
+        make: A factory, called each time the application starts: `Emitter`, or a function that calls it
+            with settings.
+        inner: The application's own lifespan. It begins after the emitter and ends before it, so that it
+            can track through `app.state.rokt_emitter`. Its state is kept.
 
     Raises:
-        InvalidSettingError: `make` is not callable, or `inner` no lifespan; or, when the application starts,
-            `make` returns no emitter.
+        InvalidSettingError: `make` is not callable, or `inner` is no lifespan; or, when the application
+            starts, `make` returns no emitter.
     """
     check_make(make)
     _check_inner(inner)
@@ -63,7 +63,7 @@ def _check_inner(inner: Any) -> None:
 
 
 def get_emitter(connection: HTTPConnection) -> Emitter:
-    """The application's emitter, from a request or a websocket.
+    """Returns the application's emitter, from a request or a websocket.
 
     Raises:
         EmitterNotStartedError: The application was not started with `emitter_lifespan`.

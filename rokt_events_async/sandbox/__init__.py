@@ -1,8 +1,7 @@
-"""The Server Events API on loopback, with its quirks and its bad days.
+"""The Server Events API on loopback, with its quirks and faults.
 
-A second reading of the specification: it shares no validation code with the client, and speaks only
-what is on the wire. What the specification leaves open is decided in `rules`, and codes it had to
-invent begin with `Sandbox`, so that nobody takes them for Rokt's.
+It is a second reading of the specification: it shares no validation code with the client. `rules` decides
+what the specification leaves open. Error codes that are not in the specification begin with `Sandbox`.
 """
 
 from rokt_events_async.sandbox.echoes import ECHO_FORMS, Echo

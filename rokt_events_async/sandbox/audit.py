@@ -1,4 +1,4 @@
-"""Holds a client's account against the sandbox's record, event by event."""
+"""Compares a client's account with the sandbox's record, event by event."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Outcome = Literal["delivered", "rejected", "expired", "failed", "unconfirmed"]
 
 @attrs.frozen(kw_only=True)
 class Claim:
-    """What a client says became of one event.
+    """What a client says of one event.
 
     Args:
-        event: The event with the wire's names, as it was sent.
-        outcome: One of the five.
-        codes: For a rejected one: the codes it was told.
-        maybe_duplicate: Whether the client says that an answer was lost on the way.
+        event: The event in the wire's names, as it was sent.
+        outcome: One of the five outcomes.
+        codes: The API's codes, if it was rejected.
+        maybe_duplicate: True if the client says that the event may have been counted twice.
     """
 
     event: Mapping[str, Any]
@@ -38,11 +38,11 @@ class _Seen:
 
 
 def disagreements(requests: Iterable[RecordedRequest], claims: Iterable[Claim]) -> list[str]:
-    """Where the client's account and the record differ; empty if they agree.
+    """Returns where the client's account and the record differ; empty if they agree.
 
-    They agree if whatever is called delivered was accepted, whatever is called rejected was refused with
-    these codes, whatever is called expired or failed was never accepted, nothing was accepted twice
-    without the client saying that it may have been, and nothing was accepted that nobody claims.
+    They agree if delivered events were accepted, rejected events were refused with the claimed codes,
+    expired and failed events were never accepted, events that were accepted twice are claimed as possible
+    duplicates, and every accepted event is claimed.
     """
     record = _read_record(requests)
     claimed: dict[str, list[Claim]] = defaultdict(list)
@@ -55,7 +55,7 @@ def disagreements(requests: Iterable[RecordedRequest], claims: Iterable[Claim]) 
 
 
 def _compare(seen: _Seen, claims: Sequence[Claim]) -> list[str]:
-    """The claims on events that are equal in every field, against what was seen of them."""
+    """Compares the claims on events that are equal in every field with the record of these events."""
     problems = []
     delivered = sum(claim.outcome == "delivered" for claim in claims)
     open_ended = any(claim.outcome == "unconfirmed" or claim.maybe_duplicate for claim in claims)
@@ -84,7 +84,7 @@ def _read_record(requests: Iterable[RecordedRequest]) -> dict[str, _Seen]:
 
 
 def _events_of(body: bytes) -> list[Mapping[str, Any]]:
-    """The events of a request that was refused as a whole, if it can be read at all."""
+    """Returns the events of a request that was refused as a whole, if its body can be read."""
     try:
         events = json.loads(body)["events"]
     except (ValueError, TypeError, KeyError):

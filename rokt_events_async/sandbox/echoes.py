@@ -18,12 +18,12 @@ import attrs
 from rokt_events_async.sandbox.rules import DEFAULT_TIME, EVENT_TYPES, Event, Judged, Problem, Refusal
 
 COMMON_METADATA: Final = (("SandboxReceivedBy", "sandbox"), ("SandboxRegion", "loopback"))
-"""What the server adds to an event's metadata in the enriched form."""
+"""The metadata that the server adds in the enriched form."""
 
 
 @attrs.frozen(kw_only=True)
 class Echo:
-    """The form of the answers; every switch is off by default, and they can be combined.
+    """The form of the answers. Every switch is off by default; switches can be combined.
 
     Args:
         lenient_times: A null or empty `eventTime` is the default time and named in a 207.
@@ -36,8 +36,8 @@ class Echo:
         shuffle: `unprocessedEvents` come in another order.
         problem_document: A 400 is a framework's problem document.
         empty_401: A 401 has no body.
-        only_200: What would be a 207 is a 200 that carries unprocessed events.
-        foreign: An echo matches nothing that was sent.
+        only_200: Unprocessed events come with a 200 instead of a 207.
+        foreign: An echo matches no event that was sent.
         count_offset: Added to `processedEventsCount`, which is then wrong.
     """
 
@@ -57,7 +57,7 @@ class Echo:
 
     @classmethod
     def of(cls, *names: str) -> Echo:
-        """The form with these of `ECHO_FORMS` switched on.
+        """Returns the form with these names of `ECHO_FORMS` switched on.
 
         Raises:
             ValueError: There is no such form.
@@ -86,12 +86,12 @@ ECHO_FORMS: Final[dict[str, dict[str, Any]]] = {
     "foreign": {"foreign": True},
     "wrong-count": {"count_offset": 1},
 }
-"""The forms by name; `default` is none of the others."""
+"""The forms by name; `default` has every switch off."""
 
 
 @attrs.frozen
 class Answer:
-    """A status and a body; an empty one has no content type."""
+    """A status and a body. An empty body has no content type."""
 
     status: int
     body: bytes
@@ -99,7 +99,7 @@ class Answer:
 
 
 def write_verdicts(judged: Sequence[Judged], echo: Echo, random_: random.Random) -> Answer:
-    """The answer to a request that was read: 200 if all events were accepted, otherwise 207."""
+    """Returns the answer to a readable request: 200 if all events were accepted, otherwise 207."""
     unprocessed = [_unprocessed(item, echo) for item in judged if not item.is_accepted]
     if echo.shuffle:
         random_.shuffle(unprocessed)
@@ -113,7 +113,7 @@ def write_verdicts(judged: Sequence[Judged], echo: Echo, random_: random.Random)
 
 
 def write_refusal(refusal: Refusal, echo: Echo) -> Answer:
-    """The answer to a request that is refused as a whole."""
+    """Returns the answer to a request that is refused as a whole."""
     if refusal.status == 401 and echo.empty_401:
         return Answer(401, b"", "")
     if refusal.status == 400 and echo.problem_document:
@@ -185,7 +185,7 @@ def _dump(body: dict[str, Any], echo: Echo) -> bytes:
 
 
 def _escape(match: re.Match[str]) -> str:
-    """Upper-case hexadecimal, for more characters than JSON asks for."""
+    """Escapes as upper-case hexadecimal, and more characters than JSON requires."""
     found = match[0]
     return f"\\u{found[2:].upper()}" if len(found) > 1 else f"\\u{ord(found):04X}"
 

@@ -1,6 +1,6 @@
-"""What can go wrong between a client and the API, as data; and which request it happens to.
+"""The faults between a client and the API, as data, and the plan that says which request meets which.
 
-Faults come from a script first, in order, and are then drawn at their rates from a seed.
+Faults come from a script first, in order. Then they are drawn from a seed, at their rates.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import attrs
 
 
 class Act(Enum):
-    """What happens to the request."""
+    """What happens to a request."""
 
     ANSWER = "answer"
-    """The true answer, late perhaps, or with wrong counts."""
+    """The true answer, perhaps late, or with wrong counts."""
 
     STATUS = "status"
     """Another status, with a body or none."""
@@ -27,16 +27,16 @@ class Act(Enum):
     """No answer at all; the connection stays open."""
 
     RESET_BEFORE = "reset-before"
-    """The connection is reset when the head of the request is there."""
+    """The connection is reset when the head of the request has arrived."""
 
     RESET_DURING = "reset-during"
-    """It is reset in the middle of the body."""
+    """The connection is reset in the middle of the request's body."""
 
     RESET_AFTER = "reset-after"
-    """It is reset when the whole request is there, and its events are taken."""
+    """The connection is reset when the request has arrived, and its events are processed."""
 
     GARBAGE = "garbage"
-    """Bytes that are no HTTP, after the events are taken."""
+    """Bytes that are no HTTP, after the events are processed."""
 
     CUT = "cut"
     """The true answer, which ends in the middle of its body."""
@@ -48,30 +48,29 @@ class Act(Enum):
     """The true status with an HTML page."""
 
     HUGE = "huge"
-    """The true status with a body that does not seem to end (64 MiB)."""
+    """The true status with a huge body (64 MiB)."""
 
     COMPRESSED = "compressed"
-    """The true answer behind 16 MiB of white space, compressed though the client refused that."""
+    """The true answer behind 16 MiB of white space, compressed although the client refused that."""
 
     DRIP = "drip"
     """The true answer, a byte at a time."""
 
     NONSENSE = "nonsense"
-    """The true status with a body that is no JSON, nor UTF-8."""
+    """The true status with a body that is neither JSON nor UTF-8."""
 
 
 @attrs.frozen(kw_only=True)
 class Fault:
-    """What goes wrong with one request.
+    """The fault of one request.
 
     Args:
         act: What happens.
-        status: For `STATUS`: which.
-        headers: For `STATUS`: further headers, `Retry-After` or `Location` say.
-        body: For `STATUS`: the body.
-        processed: Whether the events are taken though the answer does not say so: for `STATUS` and
-            `SILENCE`, where both happen.
-        count_offset: For `ANSWER`: added to `processedEventsCount`.
+        status: The status, for `STATUS`.
+        headers: Further headers, for `STATUS`; for example `Retry-After` or `Location`.
+        body: The body, for `STATUS`.
+        processed: For `STATUS` and `SILENCE`: True processes the events although the answer does not say so.
+        count_offset: Added to `processedEventsCount`, for `ANSWER`.
         delay: Seconds to wait before the answer; for `DRIP`, between its bytes.
     """
 
@@ -85,10 +84,10 @@ class Fault:
 
     @classmethod
     def of(cls, what: Fault | int | str | None) -> Fault:
-        """A fault itself, one of `FAULTS`, a status, or `None` for a normal answer.
+        """Returns the fault of a name in `FAULTS`, a status, a `Fault` itself, or `None` (a normal answer).
 
         Raises:
-            ValueError: It is nothing of these.
+            ValueError: It is none of these.
         """
         if what is None:
             return cls()
@@ -102,12 +101,12 @@ class Fault:
 
     @classmethod
     def answer(cls, status: int, body: bytes = b"", *, processed: bool = False, **headers: str) -> Fault:
-        """Another status; `retry_after="5"` becomes the header `Retry-After: 5`."""
+        """Returns a fault with this status; `retry_after="5"` becomes the header `Retry-After: 5`."""
         named = tuple((name.replace("_", "-").title(), value) for name, value in headers.items())
         return cls(act=Act.STATUS, status=status, body=body, processed=processed, headers=named)
 
     def takes_events(self) -> bool:
-        """Whether the events of the request are taken, whatever the client gets to hear."""
+        """True if the events of the request are processed, whatever the answer says."""
         if self.act in (Act.STATUS, Act.SILENCE):
             return self.processed
         return self.act not in (Act.RESET_BEFORE, Act.RESET_DURING)
@@ -148,16 +147,16 @@ FAULTS: Final[dict[str, Fault]] = {
     "count-too-low": Fault(count_offset=-1),
     "slow": Fault(delay=1.0),
 }
-"""Faults by name; any status from 300 to 599 is one too."""
+"""Faults by name. Any status from 300 to 599 is a fault too."""
 
 
 class FaultPlan:
-    """Which fault the next request meets.
+    """Says which fault the next request meets.
 
     Args:
-        script: What the first requests meet, in order.
-        rates: What those after it meet, and how often, from 0 to 1 each.
-        latency: Seconds before every answer, evenly drawn between the two.
+        script: The faults of the first requests, in order.
+        rates: The faults of later requests, each with its rate from 0 to 1.
+        latency: Seconds before every answer, drawn evenly between the two.
     """
 
     def __init__(
@@ -178,11 +177,11 @@ class FaultPlan:
         self._random = random_
 
     def append(self, faults: Iterable[Fault | int | str | None]) -> None:
-        """Adds to the end of the script."""
+        """Appends to the script."""
         self._script.extend([Fault.of(what) for what in faults])
 
     def next(self) -> Fault:
-        """What the next request meets."""
+        """Returns the fault of the next request."""
         if self._script:
             return self._script.popleft()
         drawn = self._random.random()
@@ -193,7 +192,7 @@ class FaultPlan:
         return Fault()
 
     def next_latency(self) -> float:
-        """How long the next answer takes, a fault's own delay aside."""
+        """Returns the latency of the next answer in seconds, without a fault's own delay."""
         return self._random.uniform(*self._latency)
 
 

@@ -1,7 +1,7 @@
-"""What the API says to a request: the specification, read a second time. Pure; `now` is passed in.
+"""The API's verdict on a request: a second reading of the specification. Pure; `now` is passed in.
 
-The reader behaves as a typed .NET server does: names of properties in any case, and one value of a wrong
-type spoils the whole request, while a missing one is its type's default and is named in a 207.
+The reader behaves like a typed .NET server: property names may have any case, one value of a wrong type
+makes the whole request invalid, and a missing value is its type's default, which a 207 names.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 import attrs
 
 EVENT_TYPES: Final = frozenset({"SignalImpression", "SignalViewed", "SignalResponse"})
-EVENTS_A_REQUEST: Final = 25
+EVENTS_PER_REQUEST: Final = 25
 LEEWAY: Final = timedelta(minutes=5)
 REACH: Final = timedelta(days=3)
 
@@ -60,12 +60,12 @@ class Refusal:
 
 @attrs.frozen
 class Moment:
-    """An `eventTime` as it was understood.
+    """An `eventTime` as the server understood it.
 
     Attributes:
-        text: As it was sent.
-        echo: How a DateTimeOffset is written again: trailing zeros of the fraction dropped, the offset
-            as it was sent, `Z` as `+00:00`.
+        text: The time as it was sent.
+        echo: The time as a DateTimeOffset is written: without trailing zeros of the fraction, with the
+            offset as it was sent, `Z` as `+00:00`.
     """
 
     at: datetime
@@ -98,15 +98,15 @@ class Judged:
 
 
 class _BadPayloadError(Exception):
-    """The body is not what a typed reader can read."""
+    """A typed reader cannot read the body."""
 
 
 def check_headers(headers: Mapping[str, str], *, expected: Mapping[str, str]) -> Refusal | None:
-    """Whether the request may be read at all: credentials, tag id, content type.
+    """Returns why the request may not be read: credentials, tag id, content type; `None` if it may.
 
     Args:
-        headers: Of the request, looked up without regard to case.
-        expected: The three `rokt-…` headers and their only right values.
+        headers: The request's headers, looked up without regard to case.
+        expected: The three `rokt-…` headers and their only valid values.
     """
     if any(headers.get(name) != value for name, value in expected.items()):
         return Refusal(401, "Unauthorized", UNAUTHORIZED)
@@ -117,11 +117,10 @@ def check_headers(headers: Mapping[str, str], *, expected: Mapping[str, str]) ->
 
 
 def judge(body: bytes, *, now: datetime, lenient_times: bool = False) -> Refusal | list[Judged]:
-    """The verdict on a body: refused as a whole, or each event by itself.
+    """Returns the verdict on a body: refused as a whole, or a verdict per event.
 
     Args:
-        lenient_times: Whether a null or empty `eventTime` is the default time, rather than a reason to
-            refuse the request.
+        lenient_times: True reads a null or empty `eventTime` as the default time; False refuses the request.
     """
     try:
         events = _read_body(body, lenient_times=lenient_times)
@@ -129,9 +128,9 @@ def judge(body: bytes, *, now: datetime, lenient_times: bool = False) -> Refusal
         return Refusal(400, "BadRequest", BAD_PAYLOAD)
     if not events:
         return Refusal(422, "Validation failed", NO_EVENTS)
-    if len(events) > EVENTS_A_REQUEST:
+    if len(events) > EVENTS_PER_REQUEST:
         return Refusal(422, "Validation failed", TOO_MANY_EVENTS)
-    # A missing id is no second session: the specification's 207 example names one beside valid events.
+    # A missing id is no second session: the specification's 207 example has one beside valid events.
     if len({event.session_id for event in events if event.session_id}) > 1:
         return Refusal(422, "Validation failed", MIXED_SESSIONS)
     return [Judged(event, tuple(_problems(event, now))) for event in events]

@@ -1,4 +1,4 @@
-"""The sandbox itself: an aiohttp.web application that does what `rules`, `echoes` and `faults` say."""
+"""The sandbox: an aiohttp.web application that does what `rules`, `echoes` and `faults` say."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class RecordedEvent:
     """An event as it was received, and the sandbox's verdict on it.
 
     Attributes:
-        event: The event with the wire's names; absent values are left out.
-        is_accepted: Whether the sandbox took it, whatever the client got to hear.
-        errors: Why it was refused; empty too if the whole request was.
+        event: The event in the wire's names; absent values are left out.
+        is_accepted: True if the sandbox accepted it, whatever the answer said.
+        errors: Why it was refused; also empty if the whole request was refused.
     """
 
     event: Mapping[str, Any]
@@ -51,16 +51,16 @@ class RecordedEvent:
 
 @attrs.frozen
 class RecordedRequest:
-    """A request as it was received, and what was done with it.
+    """A request as it was received, and how it was answered.
 
     Attributes:
-        number: From 1, in the order of arrival.
-        headers: What it carried; the credentials are left out.
-        body: As it came; empty if the connection was reset before it was there.
-        fault: What was made to go wrong.
-        status: What it was answered, `None` if it got no status line.
-        refusal: Why it was refused as a whole.
-        events: Its events; empty if it could not be read.
+        number: The order of arrival, from 1.
+        headers: The request's headers without the credentials.
+        body: The request's body; empty if the connection was reset before it arrived.
+        fault: The fault that it met.
+        status: The HTTP status of the answer, `None` if there was no status line.
+        refusal: Why the whole request was refused.
+        events: The request's events; empty if they could not be read.
     """
 
     number: int
@@ -86,26 +86,26 @@ class RecordedRequest:
 class Sandbox:
     """The Server Events API on loopback.
 
-    `async with Sandbox() as sandbox: Emitter(sandbox.credentials, endpoint=sandbox.url)`; or `with`, where
-    there is no loop: it then serves from a thread of its own, and may be asked from any other.
+    Use `async with Sandbox() as sandbox: Emitter(sandbox.credentials, endpoint=sandbox.url)`. Without a
+    loop, use `with`: the sandbox then serves from a thread of its own, and can be asked from any thread.
 
     Args:
-        credentials: The only right ones; made up if left out.
-        host: A loopback address to listen on.
-        port: 0 takes a free one.
+        credentials: The only valid credentials; invented if left out.
+        host: The loopback address to listen on.
+        port: The port; 0 takes a free one.
         echo: The form of its answers: a name of `ECHO_FORMS`, or `Echo.of(…)` for several.
-        script: What goes wrong with the first requests, in order: names of `FAULTS`, statuses, `Fault`
-            objects, `None` for a normal answer.
-        faults: What goes wrong after that, and how often: the same, with a rate from 0 to 1 each.
-        latency: Seconds before every answer, or a pair to draw between.
-        seed: Of everything that is drawn.
-        clock: The aware now, for the time window.
-        on_request: Called with each request when it has been dealt with.
-        history: How many requests are remembered; `None` for all.
+        script: The faults of the first requests, in order: names of `FAULTS`, statuses, `Fault` objects,
+            `None` for a normal answer.
+        faults: The faults of later requests, each with its rate from 0 to 1.
+        latency: Seconds before every answer, or a pair of bounds.
+        seed: The seed of all random choices.
+        clock: Returns the aware now, for the time window.
+        on_request: Called with each request after it was answered.
+        history: How many requests are kept; `None` keeps all.
 
     Raises:
         ValueError: An argument is out of bounds.
-        TypeError: An argument is of another type altogether.
+        TypeError: An argument has the wrong type.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Sandbox:
     # Lifecycle.
 
     async def start(self) -> None:
-        """Listens.
+        """Starts listening.
 
         Raises:
             OSError: The port is taken.
@@ -178,7 +178,7 @@ class Sandbox:
         self._port = runner.addresses[0][1]
 
     async def aclose(self) -> None:
-        """Stops listening, and drops what is still waiting for an answer."""
+        """Stops listening, and drops requests that wait for an answer."""
         if self._runner is None or self._stopping is None:
             return
         self._stopping.set()
@@ -222,14 +222,14 @@ class Sandbox:
         self._leave_thread()
 
     def _leave_thread(self) -> None:
-        """Ends what `__enter__` began, however far that came."""
+        """Ends the thread, however far `__enter__` came."""
         assert self._thread is not None
         self._left.set_result(None)
         self._thread.join()
         self._thread = None
 
     async def _live(self, serving: concurrent.futures.Future[None]) -> None:
-        """In a thread of its own, from `__enter__` to `__exit__`."""
+        """Serves in a thread of its own, from `__enter__` to `__exit__`."""
         try:
             await self.start()
         except Exception as error:  # noqa: BLE001 -- raised again in the thread that waits
@@ -241,11 +241,11 @@ class Sandbox:
 
     @property
     def url(self) -> str:
-        """The endpoint to hand to an `Emitter`."""
+        """The endpoint for an `Emitter`."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self._port}{PATH}"
 
-    # Its record.
+    # The record.
 
     @property
     def requests(self) -> list[RecordedRequest]:
@@ -255,14 +255,14 @@ class Sandbox:
 
     @property
     def events(self) -> list[Mapping[str, Any]]:
-        """All events that were accepted, in order, with the wire's names; more than once if so sent."""
+        """All accepted events, in order, in the wire's names; twice if they were accepted twice."""
         return [item.event for request in self.requests for item in request.events if item.is_accepted]
 
     async def wait_for(self, count: int, *, timeout: float = 5.0) -> list[Mapping[str, Any]]:
-        """Waits until so many events were accepted, since it was made, and returns them.
+        """Waits until the sandbox has accepted `count` events in all, and returns them.
 
         Raises:
-            TimeoutError: They were not there after `timeout` seconds; how many were is in the message.
+            TimeoutError: Fewer events were accepted in `timeout` seconds; the message says how many.
         """
         loop = asyncio.get_running_loop()
         arrived = loop.create_future()
@@ -282,7 +282,7 @@ class Sandbox:
         return self.events
 
     def fail_next(self, *faults: Fault | int | str | None) -> None:
-        """Adds to the end of the script: `fail_next(503, 503)` fails the next two requests."""
+        """Appends to the script: `fail_next(503, 503)` fails the next two requests."""
         self._plan.append(faults)
 
     def __repr__(self) -> str:
@@ -309,7 +309,7 @@ class Sandbox:
     def _judge(
         self, number: int, request: web.Request, body: bytes, fault: Fault
     ) -> tuple[RecordedRequest, Answer]:
-        """What the API says, and what is put on record, the fault considered."""
+        """Returns the API's answer and the record of it, with the fault applied."""
         echo = attrs.evolve(self._echo, count_offset=self._echo.count_offset + fault.count_offset)
         verdict = rules.check_headers(request.headers, expected=self._expected()) or rules.judge(
             body, now=self._clock(), lenient_times=echo.lenient_times
@@ -347,7 +347,7 @@ class Sandbox:
             self._on_request(recorded)
 
     async def _pause(self, seconds: float | None) -> None:
-        """Waits, for ever if `None`, but not beyond the end of the sandbox."""
+        """Waits, without bound if `None`, but not beyond the end of the sandbox."""
         assert self._stopping is not None
         if seconds == 0:
             return
@@ -390,7 +390,7 @@ def _arrive(arrived: asyncio.Future[None]) -> None:
 
 
 def _check_host(host: str) -> str:
-    """A sandbox takes whatever it is given; nobody else is to reach it."""
+    """Checks for loopback: a sandbox accepts everything, so other machines must not reach it."""
     if host == "localhost":
         return host
     try:
@@ -429,7 +429,7 @@ def _plain(request: web.Request) -> Mapping[str, str]:
 
 
 def _respond(fault: Fault, answer: Answer) -> web.Response:
-    """An answer in one piece, its body spoilt by the fault."""
+    """Returns an answer in one piece, its body changed by the fault."""
     headers = {"Content-Type": answer.content_type} if answer.content_type else {}
     body = answer.body
     if fault.act is Act.STATUS:
@@ -468,7 +468,7 @@ async def _cut(request: web.Request, answer: Answer) -> web.StreamResponse:
 async def _flood(request: web.Request, answer: Answer) -> web.StreamResponse:
     response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
     await response.prepare(request)
-    with contextlib.suppress(ConnectionError):  # The client has had enough, as it should.
+    with contextlib.suppress(ConnectionError):  # The client has closed the connection, as it should.
         for _ in range(_HUGE_MIB):
             await response.write(b" " * _MIB)
     return response
@@ -490,7 +490,7 @@ def _is_gone(request: web.Request) -> bool:
 
 
 def _reset(request: web.Request) -> web.Response:
-    """Resets the connection rather than closing it: what is under way is lost."""
+    """Resets the connection instead of closing it: bytes in flight are lost."""
     transport = request.transport
     if transport is not None:
         connection = transport.get_extra_info("socket")
