@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import subprocess
-import sys
-import textwrap
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,26 +20,8 @@ from rokt_events_async._pipeline import context as context_module
 from rokt_events_async._pipeline import transport as transport_module
 from rokt_events_async._pipeline.transport import HttpTransport
 from rokt_events_async.sandbox import Sandbox
+from tests.programs import run_script
 from tests.samples import CREDENTIALS, emitter_for, event, missing
-
-
-def run_script(
-    script: str, *, stop: Callable[[subprocess.Popen[str]], None] | None = None
-) -> tuple[int, str, str]:
-    """Runs a program of its own, with warnings shown. Returns its status and what it printed."""
-    with subprocess.Popen(
-        [sys.executable, "-W", "always", "-c", textwrap.dedent(script)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            if stop is not None:
-                stop(process)
-            out, err = process.communicate(timeout=60)
-        finally:
-            process.kill()  # Which does nothing to one that has ended.
-    return process.returncode, out, err
 
 
 async def test_use_from_another_thread(sandbox: Sandbox) -> None:

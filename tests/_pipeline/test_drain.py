@@ -6,9 +6,6 @@ import asyncio
 import contextlib
 import signal
 import subprocess
-import sys
-import textwrap
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,26 +19,8 @@ from rokt_events_async import (
     Receipt,
 )
 from rokt_events_async.sandbox import Fault, Sandbox
+from tests.programs import run_script
 from tests.samples import OpenEmitter, emitter_for, event
-
-
-def run_script(
-    script: str, *, stop: Callable[[subprocess.Popen[str]], None] | None = None
-) -> tuple[int, str, str]:
-    """Runs a program of its own, with warnings shown. Returns its status and what it printed."""
-    with subprocess.Popen(
-        [sys.executable, "-W", "always", "-c", textwrap.dedent(script)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            if stop is not None:
-                stop(process)
-            out, err = process.communicate(timeout=60)
-        finally:
-            process.kill()  # Which does nothing to one that has ended.
-    return process.returncode, out, err
 
 
 async def test_close_turns_away_who_waits_for_room() -> None:
@@ -197,15 +176,22 @@ def test_sigterm(times: int) -> None:
 
     status, out, err = run_script(
         """
-        import asyncio, signal
+        import asyncio, signal, sys
         from rokt_events_async import Emitter, PartnerEvent
         from rokt_events_async.sandbox import Sandbox
+
+        async def tell(sandbox):
+            while sandbox.count < 2:  # Both requests have gone out: now they may be interrupted.
+                await asyncio.sleep(0.01)
+            print("closing", flush=True)
 
         async def main():
             service = asyncio.current_task()
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, service.cancel)
-            async with Sandbox(script=["silence", 503], latency=0.5) as sandbox:
-                emitter = Emitter(sandbox.credentials, endpoint=sandbox.url, request_timeout=1.0)
+            times = int(sys.argv[1])
+            faults, timeout = (["silence", 503], 1.0) if times == 1 else (["silence", "silence"], 60.0)
+            async with Sandbox(script=faults) as sandbox:
+                emitter = Emitter(sandbox.credentials, endpoint=sandbox.url, request_timeout=timeout)
                 try:
                     async with emitter:
                         await emitter.track(
@@ -218,7 +204,7 @@ def test_sigterm(times: int) -> None:
                         try:
                             await asyncio.sleep(60)
                         finally:
-                            asyncio.get_running_loop().call_later(0.1, lambda: print("closing", flush=True))
+                            telling = asyncio.create_task(tell(sandbox))
                 finally:
                     stats = emitter.stats
                     print(stats.delivered, stats.accepted - stats.pending, flush=True)
@@ -228,6 +214,7 @@ def test_sigterm(times: int) -> None:
         except asyncio.CancelledError:
             pass
         """,
+        str(times),
         stop=stop,
     )
 

@@ -262,3 +262,29 @@ async def test_a_fault_between_batches_does_not_stop_the_work(
         assert isinstance(await emitter.deliver(event()), Receipt)
     assert "died of a fault, its events have been settled: ZeroDivisionError" in caplog.text
     assert "planted" not in caplog.text
+
+
+async def test_overdue_events_of_a_session_that_is_released_end_at_once() -> None:
+    """They do not wait for another session's request, nor for the next look at the queue."""
+    loop = asyncio.get_running_loop()
+    ended: list[float] = []
+    async with Sandbox(script=[None, "silence"], latency=6.0) as slow:
+        policy = RetryPolicy(deadline=5)
+        settings: Any = {"flush_interval": 0, "max_concurrency": 1, "request_timeout": 60, "retry": policy}
+        async with emitter_for(slow, **settings) as emitter:
+            started = loop.time()
+            first = await emitter.track(event("one"))
+            await asyncio.sleep(0.5)
+            await emitter.track(event("two"))
+            behind = await emitter.track(event("one"))
+            behind.add_done_callback(lambda _: ended.append(loop.time()))
+            assert emitter._pool is not None
+            emitter._pool._arm_sweep = lambda: None  # type: ignore[method-assign]  # No other look.
+            await first
+            released = loop.time()
+            await asyncio.sleep(0.1)
+            await emitter.aclose(timeout=0)
+
+    assert released - started == pytest.approx(6.0, abs=0.5)
+    assert ended
+    assert ended[0] - released < 0.05

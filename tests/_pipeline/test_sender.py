@@ -210,7 +210,10 @@ async def test_a_systematic_refusal_is_not_multiplied() -> None:
         await emitter.flush()
 
         assert emitter.stats.rejected == 500
-        assert emitter.stats.requests < 60
+        sizes = [request.body.count(b"eventType") for request in strict.requests]
+        split = [25, 13, 7, 4, 2, 2, 3, 2, 6, 3, 2, 3, 2, 12, 6, 3]  # In this order: 16 refusals are split.
+        assert [size for size in sizes if size > 1][:16] == split
+        assert [size for size in sizes if size > 1][16:] == [2, 3, 6, *[25] * 19]
 
 
 async def test_halving_starts_again_after_a_2xx(sandbox: Sandbox) -> None:
@@ -332,3 +335,20 @@ async def test_an_exit_in_a_worker_settles_its_batch(
     assert adds_up(emitter)
     emitter._pool._queue.release(taken[0], now=0.0)
     await emitter.aclose()
+
+
+async def test_an_interrupted_trip_ends_in_order(open_emitter: OpenEmitter) -> None:
+    """Halves that a close interrupts get their outcomes in the order in which their events were accepted."""
+    ended: list[str] = []
+    async with Sandbox(script=[400, "silence"]) as sandbox:
+        emitter = await open_emitter(
+            sandbox,
+            max_batch_size=4,
+            on_undelivered=lambda error: ended.append(error.event.parent_guid),
+        )
+        accepted = [(await emitter.track(event())).event.parent_guid for _ in range(4)]
+        while sandbox.count < 2:
+            await asyncio.sleep(0.01)
+        await emitter.aclose(timeout=0)
+
+    assert ended == accepted

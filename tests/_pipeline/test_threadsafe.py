@@ -327,7 +327,13 @@ def test_when_its_loop_ends_meanwhile() -> None:
     leave = threading.Event()
     emitter, thread = left_open(threading.Event(), leave)
     first = emitter.track_threadsafe(event())
-    threading.Timer(0.2, leave.set).start()
+
+    def leave_while_the_second_waits() -> None:
+        while not emitter._ledger._line:
+            time.sleep(0.01)
+        leave.set()
+
+    threading.Thread(target=leave_while_the_second_waits).start()
 
     with pytest.raises(WrongContextError, match="has cancelled this call: the event was not accepted"):
         emitter.track_threadsafe(event())

@@ -566,3 +566,50 @@ async def test_a_session_that_its_owner_closes() -> None:
 
             assert await transport.post(request) == NoReply("the session that was passed in is closed")
             assert not request.went_out
+
+
+async def test_a_cancellation_in_the_turn_of_a_time_out_is_obeyed() -> None:
+    """The time-out must not take it for its own."""
+    loop = asyncio.get_running_loop()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(1000)
+
+    async with server(serve) as url, transport_to(url, timeout=3.0) as transport:
+        posting = asyncio.create_task(transport.post(Request(b"{}")))
+        await asyncio.sleep(0)
+        (exchange,) = transport._timeouts._running
+        loop.call_at(exchange.deadline, posting.cancel)
+        await asyncio.wait([posting])
+
+    assert posting.cancelled()
+
+
+async def test_two_fresh_connections_are_tried() -> None:
+    """The third is used after two were found closed; none of that is an attempt."""
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    async with server(serve) as url, transport_to(url) as transport:
+        connector = transport._session.connector
+        assert connector is not None
+        connect = connector.connect
+
+        async def connect_and_close(*args: Any, **kwargs: Any) -> Any:
+            nonlocal connections
+            connection = await connect(*args, **kwargs)
+            connections += 1
+            if connections <= 2:
+                assert connection.transport is not None
+                connection.transport.close()
+            return connection
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(connector, "connect", connect_and_close)
+            reply = await transport.post(Request(b"{}"))
+
+    assert isinstance(reply, Reply)
+    assert (reply.status, connections) == (200, 3)

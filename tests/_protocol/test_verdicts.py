@@ -391,3 +391,13 @@ def _is_plain(events: list[PartnerEvent]) -> bool:
     """Whether each has a parent of its own, a type of the specification's, and thus one reading."""
     parents = [one.parent_guid.lower() for one in events]
     return len(set(parents)) == len(events) and all(one.event_type != "Unknown" for one in events)
+
+
+def test_no_more_than_four_echoes_per_event_are_read() -> None:
+    """An answer with more is nonsense: the event that its fifth echo names is unknown."""
+    sent, stranger = timed(), timed()
+    within = answer(0, *[echo_of(stranger)] * 3, echo_of(sent))
+    beyond = answer(0, *[echo_of(stranger)] * 4, echo_of(sent))
+
+    assert match_unprocessed([sent], within) == [REFUSED]
+    assert match_unprocessed([sent], beyond) == [UNKNOWN]
