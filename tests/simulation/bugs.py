@@ -15,7 +15,7 @@ from unittest import mock
 import aiohttp
 
 from rokt_events_async import Delivery, Receipt
-from rokt_events_async._pipeline import batching, retry, sender
+from rokt_events_async._pipeline import batching, retry, sender, transport
 from rokt_events_async._pipeline.batching import Batches
 from rokt_events_async._pipeline.dead_letters import DeadLetters
 from rokt_events_async._pipeline.hooks import Hook
@@ -23,8 +23,9 @@ from rokt_events_async._pipeline.ledger import Ledger
 from rokt_events_async._pipeline.scheduler import Pool
 from rokt_events_async._pipeline.sender import Sender
 from rokt_events_async._pipeline.settlement import Settlement
-from rokt_events_async._pipeline.transport import HttpTransport, Request, _Timeouts
-from rokt_events_async._pipeline.trips import Batch
+from rokt_events_async._pipeline.transport import HttpTransport, Request, _Exchange, _Timeouts
+from rokt_events_async._pipeline.trips import Batch, Trip
+from rokt_events_async._protocol import verdicts
 from rokt_events_async._protocol.replies import Reply, read_answer
 from rokt_events_async._protocol.verdicts import DELIVERED, UNKNOWN, Disposition, Rejected, classify
 from tests.simulation.world import play, sweep
@@ -414,7 +415,71 @@ def _() -> Any:
     return replace(Pool, "_give_up_some", lambda self: False)
 
 
+def inherits_all_but(field: str, value: Any) -> Any:
+    original = Batch._inherit
+
+    def inherit(self: Any, deliveries: Any) -> Batch:
+        batch = original(self, deliveries)
+        setattr(batch, field, value)
+        return batch
+
+    return replace(Batch, "_inherit", inherit)
+
+
+@bug("halves do not inherit failures")
+def _() -> Any:
+    return inherits_all_but("failures", 0)
+
+
+@bug("halves do not inherit that their events were sent again")
+def _() -> Any:
+    return inherits_all_but("is_resent", False)
+
+
+@bug("halves do not inherit why the last attempt failed")
+def _() -> Any:
+    return inherits_all_but("reason", "")
+
+
+@bug("halves are interrupted in reverse order")
+def _() -> Any:
+    return replace(Trip, "rest", lambda self: list(self._stack))
+
+
+@bug("the sixteenth refusal is not split any more")
+def _() -> Any:
+    return replace(sender, "_MAX_REFUSALS", 15)
+
+
+@bug("overdue events are not dropped when their session is released")
+def _() -> Any:
+    def release(self: Any, session: Any) -> None:
+        self._queue.release(session, now=self._loop.time())
+
+    return replace(Pool, "_release", release)
+
+
+@bug("there is no cap on echoes")
+def _() -> Any:
+    return replace(verdicts, "_ECHOES_PER_EVENT", 10**6)
+
+
 # The transport.
+
+
+@bug("a time-out swallows a cancellation of the same turn")
+def _() -> Any:
+    def has_timed_out(self: Any) -> bool:
+        if self._timed_out:
+            self._task.uncancel()
+        return bool(self._timed_out)
+
+    return replace(_Exchange, "has_timed_out", has_timed_out)
+
+
+@bug("one fresh connection is tried instead of two")
+def _() -> Any:
+    return replace(transport, "_FRESH_CONNECTIONS", 1)
 
 
 @bug("redirects are followed")

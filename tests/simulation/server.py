@@ -128,6 +128,7 @@ BODY_PLANS = (
     "names a stranger",
     "names one twice",
     "names in the dark",
+    "names without end",
     "NaN",
     "duplicate keys",
 )
@@ -324,6 +325,7 @@ def _odd_body(plan: str, answer: dict[str, Any], events: list[dict[str, Any]]) -
         "counts too high": answer | {"processedEventsCount": len(events) + 1},
         "names a stranger": answer | {"unprocessedEvents": [*named, stranger]},
         "names one twice": answer | {"unprocessedEvents": named * 2},
+        "names without end": answer | {"unprocessedEvents": [stranger] * (4 * len(events)) + named},
         "names in the dark": answer | {"unprocessedEvents": in_the_dark},
         "NaN": json.dumps(answer | {"processedEventsCount": float("nan")}).encode(),
         "duplicate keys": b'{"processedEventsCount":0,' + whole[1:],

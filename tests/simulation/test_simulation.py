@@ -12,7 +12,7 @@ import pytest
 from tests.simulation.bugs import BUGS, MAX_SEEDS
 from tests.simulation.campaign import campaign, first_seeds
 from tests.simulation.server import PLANS, RETRY_AFTER, STATUS_PLANS
-from tests.simulation.world import CALLER_ACTS, CONNECT_PLANS, ENDINGS, World
+from tests.simulation.world import CALLER_ACTS, CONNECT_PLANS, ENDINGS, THEMES, World
 
 SEEDS = 2000
 
@@ -29,10 +29,13 @@ RARE = (
     "caller: cancelled while it waits for room",
     *(f"ending: {ending}" for ending in ENDINGS),
     *(f"outcome: {outcome}" for outcome in ("delivered", "rejected", "expired", "failed", "unconfirmed")),
+    *(f"theme: {theme}" for theme in THEMES),
     *(f"handler: {kind}" for kind in ("none", "plain", "raises", "coroutine", "slow")),
     "clock: ahead",
     "clock: back",
     "close: at its deadline",
+    "cancelled: at a time-out",
+    "fresh connections found closed",
     "sent again",
     "accepted twice",
     "halved",
