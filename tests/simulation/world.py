@@ -131,7 +131,7 @@ class World:
             "request_timeout": luck.choice([0.7, 3.0, 10.0]),
             "close_timeout": luck.choice([0, 0.4, 6.0, 400.0]),
             "retry": RetryPolicy(
-                deadline=luck.choice([4.0, 20.0, 120.0]),
+                deadline=120.0 if calm else luck.choice([4.0, 20.0, 120.0]),
                 max_attempts=luck.choice([None, None, None, 1, 2, 4]),
                 retry_unconfirmed=luck.random() < 0.7,
             ),
