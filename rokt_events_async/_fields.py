@@ -5,7 +5,7 @@ It is handed the event's class rather than importing it, so that `events` can bu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Generic, TypeVar
 
@@ -25,6 +25,9 @@ NAMES: Final = {
     "metadata": "metadata",
 }
 """A field of the model and its name on the wire. The time comes first: the encoder relies on its place."""
+
+DEFAULT_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)
+"""The time that the API treats as missing ("EventTime is null or default")."""
 
 _SHOWN: Final = 60
 
@@ -57,6 +60,32 @@ def problem(field: str, value: Any, rule: str, code: str | None = None) -> Event
 def _shortened(value: Any) -> Any:
     """Cuts a huge string before it is escaped, not after."""
     return value[:_SHOWN] if isinstance(value, (str, bytes)) else value
+
+
+def string_problems(
+    field: str, value: Any, code: str | None, *, may_be_empty: bool
+) -> Iterator[EventProblem]:
+    """Yields what is wrong with a value that must be a string."""
+    if not isinstance(value, str) or not (value or may_be_empty):
+        rule = "must be a string" if may_be_empty else "must be a non-empty string"
+        yield problem(field, value, rule, code)
+        return
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        yield problem(field, value, f"must have no lone surrogate (one is at {error.start})")
+
+
+def time_form_problems(value: Any) -> Iterator[EventProblem]:
+    """Yields what is wrong with an event's time, apart from its window."""
+    if not isinstance(value, datetime):
+        yield problem("event_time", value, "must be a datetime")
+    elif value.utcoffset() is None:
+        yield problem("event_time", value, "must be aware, as in datetime.now(UTC)")
+    elif value.tzinfo is not UTC:
+        yield problem("event_time", value, "must lie between the years 1 and 9999 in UTC")
+    elif value == DEFAULT_TIME:
+        yield problem("event_time", value, "must not be the default time", "EventTimeIsMissing")
 
 
 class DictView(Generic[E]):

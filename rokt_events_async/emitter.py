@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextvars
 import functools
 import random
 import warnings
@@ -25,14 +24,11 @@ import aiohttp
 
 from rokt_events_async._pipeline.context import Home, outcome_lost_error
 from rokt_events_async._pipeline.dead_letters import DeadLetters, OnUndelivered
-from rokt_events_async._pipeline.drain import Drain
+from rokt_events_async._pipeline.engine import Engine, assemble
 from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.intake import Intake
 from rokt_events_async._pipeline.ledger import Ledger, closed_error
 from rokt_events_async._pipeline.retry import Random
-from rokt_events_async._pipeline.scheduler import Pool
-from rokt_events_async._pipeline.sender import Sender
-from rokt_events_async._pipeline.settlement import Settlement
 from rokt_events_async._pipeline.threadsafe import Listeners, LoopGoneError, run_there
 from rokt_events_async._pipeline.transport import HttpTransport, Transport, check_session
 from rokt_events_async.errors import EmitterClosedError, EmitterNotStartedError, WrongContextError
@@ -135,10 +131,8 @@ class Emitter:
         self._ledger = Ledger(max_pending=max_pending, max_pending_bytes=max_pending_bytes, hooks=self._hooks)
         self._listeners: Listeners[Receipt] = Listeners(outcome_lost_error)
         self._home = Home()
-        self._pool: Pool | None = None
-        self._sender: Sender | None = None
+        self._engine: Engine | None = None
         self._intake: Intake | None = None  # Only while the emitter is open.
-        self._drain: Drain | None = None
         self._state = "new"
 
     # Lifecycle.
@@ -160,49 +154,29 @@ class Emitter:
         if getattr(self._session, "_loop", loop) is not loop:
             raise WrongContextError("the session that was passed in belongs to another event loop")
         self._home.adopt_running_loop()
-        self._wire(loop)
-        self._state = "open"
-
-    def _wire(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Puts the engine together."""
-        settings, ledger, hooks = self._settings, self._ledger, self._hooks
-        context = contextvars.copy_context()
-        if self._transport is None:
-            self._transport = HttpTransport(
+        settings = self._settings
+        self._engine = assemble(
+            settings=settings,
+            credentials=self._credentials,
+            transport=self._transport
+            or HttpTransport(
                 self._credentials,
                 settings.endpoint,
                 session=self._session,
                 timeout=settings.request_timeout,
                 connections=settings.max_concurrency,
-            )
-        if self._dead_letters is not None:
-            self._dead_letters.bind(loop, context)
-        settlement = Settlement(ledger, self._credentials)
-        self._sender = sender = Sender(
-            settings=settings,
-            transport=self._transport,
-            ledger=ledger,
-            settlement=settlement,
-            hooks=hooks,
-            clock=self._clock,
-            random=self._random,
-            now=loop.time,
-        )
-        self._pool = pool = Pool(
-            settings=settings, sender=sender, settlement=settlement, loop=loop, context=context
-        )
-        self._intake = Intake(
-            settings=settings, ledger=ledger, pool=pool, hooks=hooks, clock=self._clock, loop=loop
-        )
-        self._drain = Drain(
-            pool=pool,
-            ledger=ledger,
-            transport=self._transport,
-            hooks=hooks,
+            ),
+            ledger=self._ledger,
+            hooks=self._hooks,
             dead_letters=self._dead_letters,
             listeners=self._listeners,
+            clock=self._clock,
+            random=self._random,
+            loop=loop,
             on_closed=self._on_closed,
         )
+        self._intake = self._engine.intake
+        self._state = "open"
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -239,14 +213,14 @@ class Emitter:
             seconds = check_number("timeout", timeout, at_least=0)
         if self._state == "new":
             self._state = "closed"
-        if self._drain is None:
+        if self._engine is None:
             return DrainReport()
         if self._state == "closed":
-            return self._drain.report
+            return self._engine.drain.report
         self._home.check()
         self._state, self._intake = "closing", None
-        self._drain.start(seconds)
-        return await self._drain.wait()
+        self._engine.drain.start(seconds)
+        return await self._engine.drain.wait()
 
     def _on_closed(self) -> None:
         self._state = "closed"
@@ -350,8 +324,8 @@ class Emitter:
         if self._state == "closed":
             return
         self._home.check()
-        assert self._pool is not None, "a started emitter has a pool"
-        self._pool.flush()
+        assert self._engine is not None, "a started emitter has an engine"
+        self._engine.pool.flush()
         await self._ledger.settled()
 
     def _check_open(self) -> Intake:
@@ -375,12 +349,14 @@ class Emitter:
     @property
     def stats(self) -> EmitterStats:
         """A snapshot of the account; at every instant it adds up."""
-        pool, sender = self._pool, self._sender
+        if self._engine is None:
+            return self._ledger.stats()
+        pool, sender = self._engine.pool, self._engine.sender
         return self._ledger.stats(
-            sessions=pool.sessions if pool else 0,
-            in_flight=sender.in_flight if sender else 0,
-            requests=sender.requests if sender else 0,
-            retries=sender.retries if sender else 0,
+            sessions=pool.sessions,
+            in_flight=sender.in_flight,
+            requests=sender.requests,
+            retries=sender.retries,
         )
 
     def __repr__(self) -> str:

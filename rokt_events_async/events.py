@@ -15,7 +15,13 @@ from typing import Any, Final
 
 import attrs
 
-from rokt_events_async._fields import DictView, problem
+from rokt_events_async._fields import (
+    DEFAULT_TIME,
+    DictView,
+    problem,
+    string_problems,
+    time_form_problems,
+)
 from rokt_events_async.errors import EventProblem, InvalidEventError
 
 MAX_AHEAD: Final = timedelta(minutes=5)
@@ -23,9 +29,6 @@ MAX_AHEAD: Final = timedelta(minutes=5)
 
 MAX_AGE: Final = timedelta(days=3)
 """How far in the past an event's time may lie (specification, "NameValuePair", note)."""
-
-DEFAULT_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)
-"""The time that the API treats as missing ("EventTime is null or default")."""
 
 _WARNINGS: Final = 1000
 
@@ -325,13 +328,13 @@ def _to_pairs(value: Metadata) -> tuple[NameValuePair, ...]:
 def _problems(
     event_type: Any, ids: Mapping[str, Any], metadata: Any, event_time: Any
 ) -> Iterator[EventProblem]:
-    yield from _string_problems("event_type", event_type, _MISSING["event_type"], may_be_empty=False)
+    yield from string_problems("event_type", event_type, _MISSING["event_type"], may_be_empty=False)
     for field, value in ids.items():
-        yield from _string_problems(field, value, _MISSING.get(field), may_be_empty=False)
+        yield from string_problems(field, value, _MISSING.get(field), may_be_empty=False)
     if metadata:
         yield from _metadata_problems(metadata)
     if event_time is not None:
-        yield from _time_form_problems(event_time)
+        yield from time_form_problems(event_time)
 
 
 _MISSING: Final = {
@@ -356,32 +359,8 @@ def _metadata_problems(metadata: Any) -> Iterator[EventProblem]:
 
 
 def _pair_problems(field: str, name: Any, value: Any) -> Iterator[EventProblem]:
-    yield from _string_problems(f"{field}.name", name, None, may_be_empty=False)
-    yield from _string_problems(f"{field}.value", value, None, may_be_empty=True)
-
-
-def _string_problems(
-    field: str, value: Any, code: str | None, *, may_be_empty: bool
-) -> Iterator[EventProblem]:
-    if not isinstance(value, str) or not (value or may_be_empty):
-        rule = "must be a string" if may_be_empty else "must be a non-empty string"
-        yield problem(field, value, rule, code)
-        return
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        yield problem(field, value, f"must have no lone surrogate (one is at {error.start})")
-
-
-def _time_form_problems(value: Any) -> Iterator[EventProblem]:
-    if not isinstance(value, datetime):
-        yield problem("event_time", value, "must be a datetime")
-    elif value.utcoffset() is None:
-        yield problem("event_time", value, "must be aware, as in datetime.now(UTC)")
-    elif value.tzinfo is not UTC:
-        yield problem("event_time", value, "must lie between the years 1 and 9999 in UTC")
-    elif value == DEFAULT_TIME:
-        yield problem("event_time", value, "must not be the default time", "EventTimeIsMissing")
+    yield from string_problems(f"{field}.name", name, None, may_be_empty=False)
+    yield from string_problems(f"{field}.value", value, None, may_be_empty=True)
 
 
 def time_problems(event_time: datetime, *, now: datetime) -> tuple[EventProblem, ...]:

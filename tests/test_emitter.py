@@ -235,8 +235,8 @@ async def test_an_emitter_left_open_warns() -> None:
     """When it is collected; a new or closed one does not."""
     emitter = Emitter(CREDENTIALS, endpoint="http://127.0.0.1:9/")
     await emitter.start()
-    assert emitter._transport is not None
-    await emitter._transport.aclose()
+    assert emitter._engine is not None
+    await emitter._engine.transport.aclose()
 
     with pytest.warns(ResourceWarning, match="unclosed <Emitter open, http://127.0.0.1:9/: 0 accepted"):
         emitter.__del__()

@@ -21,44 +21,13 @@ from rokt_events_async import (
     LoggingObserver,
     Observer,
     Receipt,
-    RequestReport,
     RetryPolicy,
     RetryReport,
 )
 from rokt_events_async.errors import ApiError
 from rokt_events_async.sandbox import Sandbox
+from tests.diary import Diary
 from tests.samples import Clock, OpenEmitter, emitter_for, event
-
-
-class Diary(Observer):
-    """Writes down all it is told, in order."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[str, Any]] = []
-
-    def of(self, what: str) -> list[Any]:
-        return [told for name, told in self.told if name == what]
-
-    def on_accepted(self, delivery: Delivery) -> None:
-        self.told.append(("accepted", delivery))
-
-    def on_request(self, request: RequestReport) -> None:
-        self.told.append(("request", request))
-
-    def on_retry(self, retry: RetryReport) -> None:
-        self.told.append(("retry", retry))
-
-    def on_delivered(self, delivery: Delivery, receipt: Receipt) -> None:
-        self.told.append(("delivered", (delivery, receipt)))
-
-    def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
-        self.told.append(("undelivered", (delivery, error)))
-
-    def on_closed(self, report: DrainReport) -> None:
-        self.told.append(("closed", report))
-
-
-# What they are told.
 
 
 def failed(error: type[DeliveryError] = DeliveryFailedError, **more: Any) -> DeliveryError:

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable
 from datetime import datetime
 
-from rokt_events_async._fields import problem
+from rokt_events_async._fields import DEFAULT_TIME, problem
 from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.ledger import Ledger
 from rokt_events_async._pipeline.scheduler import Pool
 from rokt_events_async._protocol.encoding import Stamp, encode
 from rokt_events_async.errors import InvalidEventError, QueueFullError
-from rokt_events_async.events import DEFAULT_TIME, PartnerEvent, time_problems
+from rokt_events_async.events import PartnerEvent, time_problems
 from rokt_events_async.outcomes import Delivery, DeliveryFailedError
 from rokt_events_async.settings import EmitterSettings
 

@@ -30,11 +30,11 @@ from typing import Any, Final
 
 import attrs
 
-from rokt_events_async._fields import format_time, parse_time
+from rokt_events_async._fields import DEFAULT_TIME, format_time, parse_time
 from rokt_events_async._protocol.encoding import encode
 from rokt_events_async._protocol.replies import Answer, Unprocessed, lower_keys, read_answer
 from rokt_events_async.errors import ApiError
-from rokt_events_async.events import DEFAULT_TIME, PartnerEvent
+from rokt_events_async.events import PartnerEvent
 
 # What a status means.
 

@@ -6,8 +6,9 @@ what the specification leaves open. Error codes that are not in the specificatio
 
 from rokt_events_async.sandbox.echoes import ECHO_FORMS, Echo
 from rokt_events_async.sandbox.faults import FAULTS, Fault
+from rokt_events_async.sandbox.record import RecordedEvent, RecordedRequest
 from rokt_events_async.sandbox.rules import Problem
-from rokt_events_async.sandbox.server import RecordedEvent, RecordedRequest, Sandbox
+from rokt_events_async.sandbox.server import Sandbox
 
 __all__ = [
     "ECHO_FORMS",

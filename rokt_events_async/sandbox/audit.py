@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import attrs
 
-from rokt_events_async.sandbox.server import RecordedRequest
+from rokt_events_async.sandbox.record import RecordedRequest
 
 Outcome = Literal["delivered", "rejected", "expired", "failed", "unconfirmed"]
 

@@ -105,7 +105,7 @@ class Fault:
         named = tuple((name.replace("_", "-").title(), value) for name, value in headers.items())
         return cls(act=Act.STATUS, status=status, body=body, processed=processed, headers=named)
 
-    def takes_events(self) -> bool:
+    def processes_events(self) -> bool:
         """True if the events of the request are processed, whatever the answer says."""
         if self.act in (Act.STATUS, Act.SILENCE):
             return self.processed

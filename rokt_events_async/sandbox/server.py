@@ -4,83 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
-import gzip
 import ipaddress
 import random
-import socket
-import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from functools import cache
 from types import TracebackType
 from typing import Any, Final, Self
 
 import attrs
 from aiohttp import web
 
-from rokt_events_async.sandbox import rules
+from rokt_events_async.sandbox import answering, rules
 from rokt_events_async.sandbox.echoes import Answer, Echo, write_refusal, write_verdicts
 from rokt_events_async.sandbox.faults import Act, Fault, FaultPlan
+from rokt_events_async.sandbox.record import RecordedEvent, RecordedRequest, record_event, record_headers
 from rokt_events_async.settings import Credentials
 
 PATH: Final = "/v1/partner/events"
-
-_MIB: Final = 1024 * 1024
-_HUGE_MIB: Final = 64
-_PAGE: Final = b"<!DOCTYPE html><html><body>Welcome to nginx!</body></html>"
-_NONSENSE: Final = b"\xff\xfe{not json"
-
-
-@attrs.frozen
-class RecordedEvent:
-    """An event as it was received, and the sandbox's verdict on it.
-
-    Attributes:
-        event: The event in the wire's names; absent values are left out.
-        is_accepted: True if the sandbox accepted it, whatever the answer said.
-        errors: Why it was refused; also empty if the whole request was refused.
-    """
-
-    event: Mapping[str, Any]
-    is_accepted: bool
-    errors: tuple[rules.Problem, ...] = ()
-
-
-@attrs.frozen
-class RecordedRequest:
-    """A request as it was received, and how it was answered.
-
-    Attributes:
-        number: The order of arrival, from 1.
-        headers: The request's headers without the credentials.
-        body: The request's body; empty if the connection was reset before it arrived.
-        fault: The fault that it met.
-        status: The HTTP status of the answer, `None` if there was no status line.
-        refusal: Why the whole request was refused.
-        events: The request's events; empty if they could not be read.
-    """
-
-    number: int
-    headers: Mapping[str, str]
-    body: bytes
-    fault: Fault
-    status: int | None
-    refusal: rules.Refusal | None
-    events: tuple[RecordedEvent, ...]
-
-    def __str__(self) -> str:
-        accepted = sum(event.is_accepted for event in self.events)
-        codes = sorted({problem.code for event in self.events for problem in event.errors})
-        if self.refusal is not None:
-            codes = [self.refusal.problem.code]
-        verdict = "refused" if self.refusal is not None else f"{accepted}/{len(self.events)} accepted"
-        parts = [f"#{self.number}", f"{self.status or 'no answer'}", verdict]
-        if self.fault != Fault():
-            parts.append(f"fault: {self.fault}")
-        return "  ".join(parts + codes)
 
 
 class Sandbox:
@@ -298,8 +240,10 @@ class Sandbox:
         if fault.act in (Act.RESET_BEFORE, Act.RESET_DURING):
             if fault.act is Act.RESET_DURING:
                 await request.content.readany()
-            self._remember(RecordedRequest(number, _plain(request), b"", fault, None, None, ()))
-            return _reset(request)
+            self._remember(
+                RecordedRequest(number, record_headers(request.headers), b"", fault, None, None, ())
+            )
+            return answering.reset(request)
         body = await request.read()
         recorded, answer = self._judge(number, request, body, fault)
         self._remember(recorded)
@@ -320,14 +264,16 @@ class Sandbox:
             refusal, answer = verdict, write_refusal(verdict, echo)
         else:
             answer = write_verdicts(verdict, echo, self._random)
-            events = tuple(_record(judged, fault) for judged in verdict)
+            events = tuple(record_event(judged, fault) for judged in verdict)
         status: int | None = answer.status
         if fault.act is Act.STATUS:
             answer, refusal = Answer(fault.status, fault.body, ""), None
             status = fault.status
         elif fault.act in (Act.SILENCE, Act.RESET_AFTER, Act.GARBAGE):
             status = None
-        return RecordedRequest(number, _plain(request), body, fault, status, refusal, events), answer
+        return RecordedRequest(
+            number, record_headers(request.headers), body, fault, status, refusal, events
+        ), answer
 
     def _expected(self) -> dict[str, str]:
         return {
@@ -359,25 +305,25 @@ class Sandbox:
     async def _answer(self, request: web.Request, fault: Fault, answer: Answer) -> web.StreamResponse:
         if fault.act is Act.SILENCE:
             await self._pause(None)
-            return _reset(request)
+            return answering.reset(request)
         if fault.act is Act.RESET_AFTER:
-            return _reset(request)
+            return answering.reset(request)
         if fault.act is Act.DRIP:
             return await self._drip(request, fault, answer)
         await self._pause(fault.delay)
         if fault.act is Act.GARBAGE:
-            return _garble(request)
+            return answering.garble(request)
         if fault.act is Act.CUT:
-            return await _cut(request, answer)
+            return await answering.cut(request, answer)
         if fault.act is Act.HUGE:
-            return await _flood(request, answer)
-        return _respond(fault, answer)
+            return await answering.flood(request, answer)
+        return answering.respond(fault, answer)
 
     async def _drip(self, request: web.Request, fault: Fault, answer: Answer) -> web.StreamResponse:
         assert self._stopping is not None
-        response = await _prepare(request, answer)
+        response = await answering.prepare(request, answer)
         for index in range(len(answer.body)):
-            if self._stopping.is_set() or _is_gone(request):
+            if self._stopping.is_set() or answering.is_gone(request):
                 break
             await response.write(answer.body[index : index + 1])
             await self._pause(fault.delay)
@@ -400,100 +346,3 @@ def _check_host(host: str) -> str:
     if not is_loopback:
         raise ValueError(f"host must be a loopback address, got {host!r}")
     return host
-
-
-def _record(judged: rules.Judged, fault: Fault) -> RecordedEvent:
-    event = judged.event
-    named = {
-        "eventType": event.event_type,
-        "eventTime": event.moment.text if event.moment else None,
-        "parentGuid": event.parent_guid,
-        "sessionId": event.session_id,
-        "clientUniqueId": event.client_unique_id,
-        "metadata": [{"name": name, "value": value} for name, value in event.metadata]
-        if event.metadata
-        else None,
-    }
-    shown = {name: value for name, value in named.items() if value is not None}
-    if not fault.takes_events():
-        return RecordedEvent(shown, is_accepted=False)
-    return RecordedEvent(shown, is_accepted=judged.is_accepted, errors=judged.problems)
-
-
-def _plain(request: web.Request) -> Mapping[str, str]:
-    return {
-        name: value
-        for name, value in request.headers.items()
-        if name.lower() not in ("rokt-secret", "rokt-pub-id")
-    }
-
-
-def _respond(fault: Fault, answer: Answer) -> web.Response:
-    """Returns an answer in one piece, its body changed by the fault."""
-    headers = {"Content-Type": answer.content_type} if answer.content_type else {}
-    body = answer.body
-    if fault.act is Act.STATUS:
-        headers |= dict(fault.headers)
-    elif fault.act is Act.EMPTY:
-        body = b""
-    elif fault.act is Act.HTML:
-        body, headers = _PAGE, {"Content-Type": "text/html"}
-    elif fault.act is Act.NONSENSE:
-        body = _NONSENSE
-    elif fault.act is Act.COMPRESSED:
-        body = _blank() + gzip.compress(answer.body)
-        headers["Content-Encoding"] = "gzip"
-    return web.Response(status=answer.status, body=body, headers=headers)
-
-
-@cache
-def _blank() -> bytes:
-    return gzip.compress(b" " * (16 * _MIB))
-
-
-async def _prepare(request: web.Request, answer: Answer) -> web.StreamResponse:
-    headers = {"Content-Type": answer.content_type, "Content-Length": str(len(answer.body))}
-    response = web.StreamResponse(status=answer.status, headers=headers)
-    await response.prepare(request)
-    return response
-
-
-async def _cut(request: web.Request, answer: Answer) -> web.StreamResponse:
-    response = await _prepare(request, answer)
-    await response.write(answer.body[: len(answer.body) // 2])
-    _hang_up(request)
-    return response
-
-
-async def _flood(request: web.Request, answer: Answer) -> web.StreamResponse:
-    response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
-    await response.prepare(request)
-    with contextlib.suppress(ConnectionError):  # The client has closed the connection, as it should.
-        for _ in range(_HUGE_MIB):
-            await response.write(b" " * _MIB)
-    return response
-
-
-def _garble(request: web.Request) -> web.Response:
-    _hang_up(request, b"\x16\x03\x01 this is no HTTP\r\n\r\n")
-    return web.Response()
-
-
-def _hang_up(request: web.Request, last_words: bytes = b"") -> None:
-    if request.transport is not None:
-        request.transport.write(last_words)
-        request.transport.close()
-
-
-def _is_gone(request: web.Request) -> bool:
-    return request.transport is None or request.transport.is_closing()
-
-
-def _reset(request: web.Request) -> web.Response:
-    """Resets the connection instead of closing it: bytes in flight are lost."""
-    transport = request.transport
-    if transport is not None:
-        connection = transport.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        transport.abort()
-    return web.Response()

@@ -67,8 +67,8 @@ def test_use_after_its_loop_has_ended() -> None:
         await left_open.start()
         await closed.start()
         await closed.aclose()
-        assert left_open._transport is not None
-        await left_open._transport.aclose()
+        assert left_open._engine is not None
+        await left_open._engine.transport.aclose()
 
     asyncio.run(start())
     with pytest.raises(WrongContextError, match="in which the emitter was started is closed"):
@@ -184,14 +184,15 @@ async def test_what_was_inherited_is_left_alone(sandbox: Sandbox) -> None:
     async with aiohttp.ClientSession() as session, emitter_for(sandbox) as own:
         async with emitter_for(sandbox, session=session) as lent:
             await asyncio.gather(own.deliver(event()), lent.deliver(event()))
-            assert isinstance(own._transport, HttpTransport)
-            connector = own._transport._session.connector
+            assert own._engine is not None
+            assert isinstance(own._engine.transport, HttpTransport)
+            connector = own._engine.transport._session.connector
             assert connector is not None
 
             transport_module._after_fork()
             connector.__del__()
 
-            assert own._transport._session.closed
+            assert own._engine.transport._session.closed
             assert not connector.closed
             await connector.close()
             assert (await lent.deliver(event())).attempts == 1
@@ -218,14 +219,14 @@ async def test_workers_do_not_inherit_a_callers_context(sandbox: Sandbox) -> Non
     variable: ContextVar[str] = ContextVar("variable", default="nobody's")
     seen: list[str] = []
     async with emitter_for(sandbox, flush_interval=0) as emitter:
-        assert emitter._transport is not None
-        post = emitter._transport.post
+        assert emitter._engine is not None
+        post = emitter._engine.transport.post
 
         async def spy(request: Any) -> Any:
             seen.append(variable.get())
             return await post(request)
 
-        emitter._transport.post = spy  # type: ignore[method-assign]
+        emitter._engine.transport.post = spy  # type: ignore[method-assign]
         variable.set("the caller's")
         await emitter.deliver(event())
 

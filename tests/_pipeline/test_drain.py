@@ -51,7 +51,8 @@ async def test_nothing_is_left_after_close(sandbox: Sandbox) -> None:
     loop: Any = asyncio.get_running_loop()
     async with emitter_for(sandbox) as emitter:
         await asyncio.gather(*(emitter.deliver(event(f"session-{index}")) for index in range(40)))
-        connector: Any = emitter._transport
+        assert emitter._engine is not None
+        connector: Any = emitter._engine.transport
 
     assert asyncio.all_tasks() == before
     assert connector._session.closed
@@ -316,14 +317,14 @@ async def test_a_flush_during_the_close_starts_nothing(
         for index in range(3000):
             await emitter.track(event(f"session-{index}"))
         await asyncio.sleep(0.1)
-        assert emitter._pool is not None
-        give_up, flushes = emitter._pool._give_up_some, []
+        assert emitter._engine is not None
+        give_up, flushes = emitter._engine.pool._give_up_some, []
 
         def flush_meanwhile() -> bool:
             flushes.append(asyncio.create_task(emitter.flush()))
             return give_up()
 
-        monkeypatch.setattr(emitter._pool, "_give_up_some", flush_meanwhile)
+        monkeypatch.setattr(emitter._engine.pool, "_give_up_some", flush_meanwhile)
         report = await emitter.aclose(timeout=0.1)
         assert emitter.stats.pending == 0
         assert not [task for task in asyncio.all_tasks() if task.get_name() == "rokt-events-flush"]
@@ -394,9 +395,9 @@ async def test_connections_that_cannot_be_closed(
 
     async with Sandbox() as sandbox:
         emitter = await open_emitter(sandbox)
-        assert emitter._transport is not None
-        close = emitter._transport.aclose
-        emitter._transport.aclose = fail  # type: ignore[method-assign]
+        assert emitter._engine is not None
+        close = emitter._engine.transport.aclose
+        emitter._engine.transport.aclose = fail  # type: ignore[method-assign]
         await emitter.track(event())
 
         assert (await emitter.aclose()).delivered == 1

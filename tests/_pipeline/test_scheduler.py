@@ -165,15 +165,15 @@ async def test_giving_up_a_long_queue_holds_nobody(monkeypatch: pytest.MonkeyPat
         policy = RetryPolicy(deadline=5)
         settings: Any = {"flush_interval": 0, "max_concurrency": 1, "request_timeout": 60, "retry": policy}
         async with emitter_for(down, **settings) as emitter:
-            assert emitter._pool is not None
+            assert emitter._engine is not None
             slices: list[int] = []
-            give_up = emitter._pool._give_up_overdue
+            give_up = emitter._engine.pool._give_up_overdue
 
             def count(deliveries: list[Delivery]) -> None:
                 slices.append(len(deliveries))
                 give_up(deliveries)
 
-            monkeypatch.setattr(emitter._pool, "_give_up_overdue", count)
+            monkeypatch.setattr(emitter._engine.pool, "_give_up_overdue", count)
             started = loop.time()
             for index in range(4000):
                 await emitter.track(event(f"session-{index}"))
@@ -218,8 +218,8 @@ async def test_an_emitter_at_rest_wakes_for_nothing(sandbox: Sandbox) -> None:
 async def test_two_that_are_due_at_once() -> None:
     """uvloop's handle for what is due within half a millisecond cannot tell when it is due."""
     async with Sandbox() as sandbox, emitter_for(sandbox) as emitter:
-        pool, now = emitter._pool, asyncio.get_running_loop().time()
-        assert pool is not None
+        assert emitter._engine is not None
+        pool, now = emitter._engine.pool, asyncio.get_running_loop().time()
         pool._wake_at(now)
         pool._wake_at(now)
         pool._wake_at(now - 1)
@@ -248,8 +248,8 @@ async def test_a_fault_between_batches_does_not_stop_the_work(
 ) -> None:
     """A worker that dies outside of any batch is replaced, and it is logged, without the fault's words."""
     async with emitter_for(sandbox, flush_interval=0) as emitter:
-        assert emitter._pool is not None
-        queue = emitter._pool._queue
+        assert emitter._engine is not None
+        queue = emitter._engine.pool._queue
         take, faults = queue.take, [ZeroDivisionError("a planted fault")]
 
         def broken(*, now: float) -> Any:
@@ -278,8 +278,8 @@ async def test_overdue_events_of_a_session_that_is_released_end_at_once() -> Non
             await emitter.track(event("two"))
             behind = await emitter.track(event("one"))
             behind.add_done_callback(lambda _: ended.append(loop.time()))
-            assert emitter._pool is not None
-            emitter._pool._arm_sweep = lambda: None  # type: ignore[method-assign]  # No other look.
+            assert emitter._engine is not None
+            emitter._engine.pool._arm_sweep = lambda: None  # type: ignore[method-assign]  # No other look.
             await first
             released = loop.time()
             await asyncio.sleep(0.1)

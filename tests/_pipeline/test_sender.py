@@ -319,21 +319,21 @@ async def test_an_exit_in_a_worker_settles_its_batch(
     """What ends the program ends it, and the account is honest all the same."""
     emitter = await open_emitter(sandbox, flush_interval=0, retry=RetryPolicy(max_attempts=1))
     delivery = await emitter.track(event())
-    assert emitter._pool is not None
-    assert emitter._sender is not None
-    taken = emitter._pool._queue.take(now=float("inf"))
+    assert emitter._engine is not None
+    assert emitter._engine is not None
+    taken = emitter._engine.pool._queue.take(now=float("inf"))
     assert taken is not None
 
     async def leave(_: Any) -> Any:
         raise SystemExit(3)
 
-    monkeypatch.setattr(emitter._sender, "_attempt", leave)
+    monkeypatch.setattr(emitter._engine.sender, "_attempt", leave)
     with pytest.raises(SystemExit):
-        await emitter._sender.carry(Trip(*taken))
+        await emitter._engine.sender.carry(Trip(*taken))
 
     assert delivery.done()
     assert adds_up(emitter)
-    emitter._pool._queue.release(taken[0], now=0.0)
+    emitter._engine.pool._queue.release(taken[0], now=0.0)
     await emitter.aclose()
 
 

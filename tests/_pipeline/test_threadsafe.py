@@ -301,8 +301,8 @@ def left_open(started: threading.Event, leave: threading.Event) -> tuple[Emitter
         started.set()
         while not leave.is_set():
             await asyncio.sleep(0.01)
-        assert emitter._transport is not None
-        await emitter._transport.aclose()
+        assert emitter._engine is not None
+        await emitter._engine.transport.aclose()
 
     thread = threading.Thread(target=asyncio.run, args=(live(),))
     thread.start()
@@ -358,9 +358,10 @@ def test_what_is_settled_as_the_loop_ends_is_told(monkeypatch: pytest.MonkeyPatc
         tracked.append(await asyncio.to_thread(emitter.track_threadsafe, event()))
         await asyncio.to_thread(sent.wait, 20)
         emitter._state = "closed"
-        assert emitter._transport is not None
-        monkeypatch.setattr(emitter._transport, "_is_ours", False)  # Nobody closes it: that is not the point.
-        kept.append(emitter._transport)
+        assert emitter._engine is not None
+        # The test leaves the connections open: they are not its point.
+        monkeypatch.setattr(emitter._engine.transport, "_is_ours", False)
+        kept.append(emitter._engine.transport)
 
     kept: list[Any] = []
     with warnings.catch_warnings():

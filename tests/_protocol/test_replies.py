@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 
 import pytest
-from hypothesis import strategies as st
 
-from rokt_events_async import ApiError, EventType, NameValuePair, PartnerEvent
+from rokt_events_async import ApiError
 from rokt_events_async._protocol.replies import read_errors
 
 TOO_MANY = {"code": "TooManyEvents", "message": "The number of events provided exceeds the limit 25"}
-
-
-texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
-
-
-@st.composite
-def events(draw: st.DrawFn) -> PartnerEvent:
-    """Any valid event."""
-    times = st.datetimes(min_value=datetime(1, 1, 2), timezones=st.just(UTC))  # noqa: DTZ001 -- hypothesis adds it
-    return PartnerEvent(
-        event_type=draw(st.sampled_from(EventType)),
-        session_id=draw(texts),
-        parent_guid=draw(texts),
-        client_unique_id=draw(texts),
-        metadata=[
-            NameValuePair(*pair) for pair in draw(st.lists(st.tuples(texts, texts | st.just("")), max_size=3))
-        ],
-        event_time=draw(times),
-    )
 
 
 @pytest.mark.parametrize(

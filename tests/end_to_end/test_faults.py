@@ -244,8 +244,8 @@ async def test_the_422_example(monkeypatch: pytest.MonkeyPatch) -> None:
     """26 events in one request, which only a fault could send: refused, halved, and nobody is lost."""
     async with Sandbox() as sandbox:
         async with Emitter(sandbox.credentials, endpoint=sandbox.url) as emitter:
-            assert emitter._pool is not None
-            monkeypatch.setattr(emitter._pool._queue, "_max_batch_size", 26)
+            assert emitter._engine is not None
+            monkeypatch.setattr(emitter._engine.pool._queue, "_max_batch_size", 26)
             receipts = await asyncio.gather(*(emitter.deliver(event()) for _ in range(26)))
 
     assert {receipt.attempts for receipt in receipts} == {2}
@@ -299,8 +299,8 @@ async def test_the_207_example() -> None:
 
 def travel_with(emitter: Emitter, session: str) -> None:
     """Files events without a session under this one, which the public face would never do."""
-    assert emitter._pool is not None
-    queue = emitter._pool._queue
+    assert emitter._engine is not None
+    queue = emitter._engine.pool._queue
     file = queue.add
 
     def add(session_id: str, item: Delivery, *, now: float) -> bool:

@@ -84,8 +84,8 @@ async def test_in_no_fault_of_the_library(log: io.StringIO, monkeypatch: pytest.
         async def fail(request: Any) -> Any:
             raise ValueError(f"rokt-secret: {SECRET}")
 
-        assert emitter._transport is not None
-        monkeypatch.setattr(emitter._transport, "post", fail)
+        assert emitter._engine is not None
+        monkeypatch.setattr(emitter._engine.transport, "post", fail)
         with pytest.raises(RoktEventsError, match="a fault in the library"):
             await emitter.deliver(event())
 

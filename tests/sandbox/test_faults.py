@@ -74,7 +74,7 @@ def test_plans_that_are_none(settings: dict[str, Any], message: str) -> None:
 
 def test_which_faults_take_the_events() -> None:
     """The record depends on it."""
-    takes = {name for name, fault in FAULTS.items() if fault.takes_events()}
+    takes = {name for name, fault in FAULTS.items() if fault.processes_events()}
 
     assert set(FAULTS) - takes == {
         "503-html",

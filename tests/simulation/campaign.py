@@ -33,7 +33,7 @@ def play_all(seeds: range, *, calm: bool = False) -> tuple[Counter[str], list[tu
 
 @contextlib.contextmanager
 def processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that a coverage run does not measure: they reach no new line, and would take twice as long."""
+    """Processes that a coverage run does not measure: they reach no new line and would take twice as long."""
     names = ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
     with mock.patch.dict(os.environ):
         for name in names:

@@ -378,8 +378,8 @@ class World:
 
     async def _cancel_workers(self) -> None:
         """Cancels all workers, perhaps in the turn in which the oldest request times out."""
-        pool, transport = self.emitter._pool, self.emitter._transport
-        assert pool is not None
+        assert self.emitter._engine is not None
+        pool, transport = self.emitter._engine.pool, self.emitter._engine.transport
         assert isinstance(transport, HttpTransport)
         exchanges = transport._timeouts._running
         cancelled = list(pool._workers)  # In order; that of `all_tasks` is by address.
