@@ -29,7 +29,7 @@ def make(session: int, number: int, value: str = "ImpressionSlot") -> PartnerEve
     )
 
 
-class Nobody:
+class NoServer:
     """A transport that answers, once its gate is open, that everything was processed.
 
     The loop turns, as for a socket.

@@ -34,7 +34,7 @@ MALLOC = {
 
 
 def steady_heap() -> None:
-    """Starts the program anew with the heap's settings, which glibc reads only at the start."""
+    """Starts the program again with the heap's settings, which glibc reads only at the start."""
     if not all(os.environ.get(name) == value for name, value in MALLOC.items()):
         module = sys.modules["__main__"].__spec__
         assert module is not None, "run it as a module: python -m benchmarks.throughput"

@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from benchmarks.load import CREDENTIALS, OUTSTANDING, PAGE, Nobody, make
+from benchmarks.load import CREDENTIALS, OUTSTANDING, PAGE, NoServer, make
 from benchmarks.measure import Spread, resident, save, show, steady_heap, terminal
 from benchmarks.sink import sink
 from rokt_events_async import Delivery, Emitter
@@ -28,9 +28,9 @@ BOUND = 100_000
 
 
 async def at_the_bound(per_session: int, *, own_metadata: bool) -> dict[str, float]:
-    """Fills a queue to its bound, with nobody to take it."""
-    nobody = Nobody()
-    settings: dict[str, Any] = {"max_pending": BOUND, "max_pending_bytes": BOUND * 1000, "_transport": nobody}
+    """Fills a queue to its bound, with no server to take it."""
+    server = NoServer()
+    settings: dict[str, Any] = {"max_pending": BOUND, "max_pending_bytes": BOUND * 1000, "_transport": server}
     async with Emitter(CREDENTIALS, flush_interval=100.0, close_timeout=0, **settings) as emitter:
         gc.collect()
         gc.freeze()
@@ -42,7 +42,7 @@ async def at_the_bound(per_session: int, *, own_metadata: bool) -> dict[str, flo
         taken = resident() - before
         wire = emitter.stats.pending_bytes
         tracked = len(gc.get_objects())
-        nobody.gate.set()
+        server.gate.set()
         await emitter.flush()
     return {
         "bytes_a_pending_event": taken / BOUND,

@@ -1,6 +1,6 @@
 """What a session costs when there are many: 1,000 to 1,000,000 open at once, one event each.
 
-The emitter posts to nobody here (a transport of the benchmark's own answers at once), so that what is
+The emitter posts to no server here (a transport of the benchmark's own answers at once), so that what is
 measured is the library: processor time an event, memory a pending event, and the longest time any
 callback held the loop meanwhile. Each size runs in a process of its own, with the collector off and on;
 with it on, a full collection holds the loop whatever the library does.
@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from benchmarks.load import CREDENTIALS, Nobody, make
+from benchmarks.load import CREDENTIALS, NoServer, make
 from benchmarks.measure import Spread, resident, save, show, steady_heap, terminal
 from rokt_events_async import Emitter
 
@@ -59,8 +59,8 @@ async def measure(sessions: int, per_session: int, *, collector: bool) -> dict[s
     gc.freeze()
     if not collector:
         gc.disable()
-    nobody = Nobody()
-    settings |= {"request_timeout": 1000.0, "_transport": nobody}
+    server = NoServer()
+    settings |= {"request_timeout": 1000.0, "_transport": server}
     async with Emitter(CREDENTIALS, **settings) as emitter:
         before = resident()
         holds.is_counting = True
@@ -73,7 +73,7 @@ async def measure(sessions: int, per_session: int, *, collector: bool) -> dict[s
         tracked = time.process_time() - cpu
         pending = emitter.stats.pending
         memory = resident() - before
-        nobody.gate.set()
+        server.gate.set()
         await emitter.flush()
         total = time.process_time() - cpu
         assert emitter.stats.delivered == events

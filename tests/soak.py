@@ -154,7 +154,7 @@ class Soak:
         await asyncio.sleep(0)
 
     async def outage(self) -> None:
-        """In the middle, for a twentieth of the time; whoever tracks may have to wait for its end."""
+        """In the middle, for a twentieth of the time; a caller may have to wait for its end."""
         await asyncio.sleep(self.seconds * 0.45)
         self.pipe.send("down")
         await asyncio.sleep(self.seconds * 0.05)

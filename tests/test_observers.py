@@ -145,7 +145,7 @@ async def test_what_is_dropped_is_told(sandbox: Sandbox) -> None:
 
 
 async def test_the_account_is_up_to_date_when_they_are_told(sandbox: Sandbox) -> None:
-    """Whoever looks at `stats` from a hook finds what has happened."""
+    """A hook that reads `stats` finds what has happened."""
     seen: list[tuple[int, int]] = []
 
     class Looks(Observer):

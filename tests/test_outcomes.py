@@ -32,7 +32,7 @@ async def test_a_delivery_tells_once() -> None:
 
 
 def test_a_delivery_whose_loop_is_gone_is_told_all_the_same() -> None:
-    """Nobody can be woken any more, and the account goes on."""
+    """No caller can be woken any more, and the account goes on."""
     loop = asyncio.new_event_loop()
     told = delivery(loop=loop)
     told.add_done_callback(lambda _: None)
@@ -120,7 +120,7 @@ async def test_a_cancelled_flush_changes_nothing() -> None:
 
 
 async def test_deliveries_dropped_unread_make_no_noise(caplog: pytest.LogCaptureFixture) -> None:
-    """Nobody has to await them, whatever became of them."""
+    """They need not be awaited, whatever their outcome."""
     async with Sandbox(faults={404: 1.0}) as down, emitter_for(down) as emitter:
         await emitter.track(event())
         await emitter.flush()

@@ -1,4 +1,4 @@
-"""The fixtures that come with the package, in the test runs of somebody else."""
+"""The fixtures that come with the package, in the test runs of another project."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An event loop over real sockets whose clock jumps: nothing sleeps, and nothing waits for nobody.
+"""An event loop over real sockets whose clock jumps: nothing sleeps.
 
 All that a test talks to is on this machine. When no socket has anything to say and the next timer is
 some time away, the clock moves there at once.

@@ -158,7 +158,7 @@ def test_overdue_items_are_taken_from_the_front() -> None:
 
 
 def test_the_search_for_overdue_items_is_bounded() -> None:
-    """A piece at a time, so that a million sessions hold nobody."""
+    """A piece at a time, so that a million sessions do not hold the loop."""
     batches = make(max_batch_size=1)
     for number in range(10):
         batches.add(f"s{number}", "x", now=0.0)
@@ -196,7 +196,7 @@ def test_a_session_whose_full_batches_are_overdue_keeps_the_open_one() -> None:
     assert batches.next_due() is None
 
 
-def test_a_session_emptied_in_the_ready_queue_starts_anew() -> None:
+def test_a_session_emptied_in_the_ready_queue_starts_again() -> None:
     """What is added to it afterwards waits for its own interval."""
     batches = make(max_batch_size=2)
     for item in "ab":
@@ -209,7 +209,7 @@ def test_a_session_emptied_in_the_ready_queue_starts_anew() -> None:
 
 
 def test_overdue_items_of_one_session_are_taken_a_piece_at_a_time() -> None:
-    """A fat session holds nobody either."""
+    """A large session does not hold the loop either."""
     batches = make(max_batch_size=2)
     for number in range(9):
         batches.add("s", str(number), now=0.0)
@@ -326,7 +326,7 @@ TestBatching.settings = settings(max_examples=150, stateful_step_count=40, deadl
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.floats(0, 3)), min_size=1, max_size=120))
-def test_nobody_waits_longer_than_the_interval(arrivals: list[tuple[str, float]]) -> None:
+def test_no_batch_waits_longer_than_its_linger(arrivals: list[tuple[str, float]]) -> None:
     """With workers at hand, every item leaves within the interval of its own arrival."""
     batches: Batches[float] = Batches(max_batch_size=25, linger=2.0)
     now = 0.0

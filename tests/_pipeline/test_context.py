@@ -198,9 +198,6 @@ async def test_what_was_inherited_is_left_alone(sandbox: Sandbox) -> None:
             assert (await lent.deliver(event())).attempts == 1
 
 
-# Ends that nobody planned.
-
-
 async def test_an_emitter_in_a_child_warns_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the parent's to close."""
     async with Emitter(CREDENTIALS) as emitter:
@@ -216,7 +213,7 @@ async def test_workers_do_not_inherit_a_callers_context(sandbox: Sandbox) -> Non
     """What a handler has set for itself is not seen by the requests of others."""
     from contextvars import ContextVar
 
-    variable: ContextVar[str] = ContextVar("variable", default="nobody's")
+    variable: ContextVar[str] = ContextVar("variable", default="none")
     seen: list[str] = []
     async with emitter_for(sandbox, flush_interval=0) as emitter:
         assert emitter._engine is not None
@@ -230,4 +227,4 @@ async def test_workers_do_not_inherit_a_callers_context(sandbox: Sandbox) -> Non
         variable.set("the caller's")
         await emitter.deliver(event())
 
-    assert seen == ["nobody's"]
+    assert seen == ["none"]

@@ -222,7 +222,7 @@ async def test_a_close_in_a_hurry_waits_no_longer(open_emitter: OpenEmitter, san
 
 
 async def test_a_handler_whose_task_was_cancelled(sandbox: Sandbox) -> None:
-    """By somebody who cancels all tasks: what it had in hand is handed over again."""
+    """By code that cancels all tasks: the error in hand is handed over again."""
     calls: list[DeliveryError] = []
 
     async def handle(error: DeliveryError) -> None:
@@ -247,7 +247,7 @@ async def test_a_handler_whose_task_was_cancelled(sandbox: Sandbox) -> None:
 async def test_nothing_of_a_cancelled_handler_is_left_after_a_close(
     open_emitter: OpenEmitter, sandbox: Sandbox
 ) -> None:
-    """Not the timer by which it would go on, though the close is in a hurry."""
+    """Not the timer by which it would go on, though the close has no grace."""
     loop: Any = asyncio.get_running_loop()
 
     async def handle(error: DeliveryError) -> None:

@@ -126,7 +126,7 @@ def test_ctrl_c(signals: list[signal.Signals]) -> None:
     def stop(process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        # Not two at once: a Ctrl-C in the middle of the loop's own work can lose whoever was to be woken.
+        # Not two at once: a Ctrl-C in the middle of the loop's own work can lose a wake-up.
         for place, number in enumerate(signals, 1):
             process.send_signal(number)
             if place < len(signals):

@@ -50,7 +50,7 @@ def told(observer: LoggingObserver, error: DeliveryError) -> None:
 async def test_what_an_observer_raises_is_logged_once(
     sandbox: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And everybody else is told all the same."""
+    """All other observers are told all the same."""
     diary = Diary()
     async with emitter_for(sandbox, observers=[Raises(), diary, Raises()]) as emitter:
         receipts = await asyncio.gather(*[await emitter.track(event()) for _ in range(3)])
@@ -156,7 +156,7 @@ def test_what_is_no_observer(observers: Any, message: str) -> None:
 
 
 def test_a_coroutine_is_no_hook() -> None:
-    """Nobody would await it."""
+    """No code would await it."""
 
     class Late(Observer):
         async def on_closed(self, report: DrainReport) -> None: ...  # type: ignore[override]

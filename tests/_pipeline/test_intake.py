@@ -87,7 +87,7 @@ async def test_a_full_queue_raises_when_told_to(sandbox: Sandbox) -> None:
 
 
 async def test_a_full_queue_drops_when_told_to(sandbox: Sandbox) -> None:
-    """`when_full="drop"`: the event is accepted, failed and counted, and nobody is troubled."""
+    """`when_full="drop"`: the event is accepted, failed and counted, and the caller goes on."""
     async with emitter_for(sandbox, max_pending=1, when_full="drop") as emitter:
         await emitter.track(event())
         for dropped in (await emitter.track(event()), emitter.track_nowait(event())):

@@ -53,7 +53,7 @@ async def full_with_two_in_line() -> tuple[Ledger, Delivery, asyncio.Task[Delive
 
 
 async def test_events_are_bounded() -> None:
-    """A full account admits nobody until something is settled."""
+    """A full account admits no event until something is settled."""
     ledger = make()
     first, second, third = delivery(), delivery(), delivery()
 
@@ -73,7 +73,7 @@ async def test_bytes_are_bounded_exactly() -> None:
         ledger.check_size(101)
 
 
-async def test_the_line_is_served_in_order_and_nobody_overtakes() -> None:
+async def test_the_line_is_served_in_order_without_overtaking() -> None:
     """A small event does not slip past a large one that waits."""
     ledger = make(max_pending=10)
     first = delivery(90)
@@ -91,7 +91,7 @@ async def test_the_line_is_served_in_order_and_nobody_overtakes() -> None:
 
 
 async def test_cancelled_in_line() -> None:
-    """Whoever is cancelled leaves the line, and the next one moves up."""
+    """A cancelled caller leaves the line, and the next one moves up."""
     ledger, first, one, two = await full_with_two_in_line()
     one.cancel()
     await turn()

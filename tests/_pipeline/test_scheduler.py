@@ -158,7 +158,7 @@ async def test_a_far_off_interval_hides_nothing_that_is_due(sandbox: Sandbox) ->
         assert loop.time() - started < 1
 
 
-async def test_giving_up_a_long_queue_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_giving_up_a_long_queue_does_not_hold_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Overdue events by the thousand, a slice at a time, and all of them promptly."""
     loop = asyncio.get_running_loop()
     async with Sandbox(faults={"silence": 1.0}) as down:

@@ -27,7 +27,7 @@ def sizes(sandbox: Sandbox) -> list[int]:
 
 
 async def test_a_refused_event_is_rejected_alone(sandbox: Sandbox) -> None:
-    """A 207 rejects the event it names, with its codes, and nobody else."""
+    """A 207 rejects the event it names, with its codes, and no other event."""
     async with emitter_for(sandbox) as emitter:
         with pytest.warns(UserWarning, match="SignalRejectedAlone"):
             bad = await emitter.track(event(event_type="SignalRejectedAlone"))
@@ -99,7 +99,7 @@ async def test_a_503_is_sent_again_after_one_to_two_seconds(sandbox: Sandbox) ->
     assert (emitter.stats.requests, emitter.stats.retries) == (3, 2)
 
 
-async def test_halving_is_no_retry() -> None:
+async def test_a_split_is_no_retry() -> None:
     """Not even that of events which were sent again before."""
     async with (
         Sandbox(script=[503, 400]) as sandbox,
@@ -144,7 +144,7 @@ async def test_max_attempts_gives_up() -> None:
 
 
 async def test_the_deadline_gives_up_before_the_wait() -> None:
-    """Whoever's deadline falls before the next attempt does not wait for it."""
+    """An event whose deadline falls before the next attempt does not wait for it."""
     loop = asyncio.get_running_loop()
     async with Sandbox(faults={503: 1}) as down:
         async with emitter_for(down, flush_interval=0, retry=RetryPolicy(deadline=10)) as emitter:
@@ -169,7 +169,7 @@ async def test_an_outage_of_a_minute_costs_nothing() -> None:
 
 
 async def test_a_spoilt_request_costs_only_the_event_that_spoils_it(sandbox: Sandbox) -> None:
-    """Refused whole, it is halved until the event is found; order is kept, and nobody else pays."""
+    """A refused batch is split until the event is found; order is kept, and no other event pays."""
     async with emitter_for(sandbox) as emitter:
         deliveries = [await emitter.track(event()) for _ in range(12)]
         spoilt = deliveries[7]
@@ -202,7 +202,7 @@ async def test_the_second_half_keeps_its_deadline_too() -> None:
 
 
 async def test_a_systematic_refusal_is_not_multiplied() -> None:
-    """After 16 refusals in a row requests are no longer halved, until one is answered 2xx."""
+    """After 16 refusals in a row no batch is split, until one is answered 2xx."""
     async with Sandbox(faults={422: 1}) as strict, emitter_for(strict, max_concurrency=1) as emitter:
         for index in range(20):
             for _ in range(25):
@@ -216,7 +216,7 @@ async def test_a_systematic_refusal_is_not_multiplied() -> None:
         assert [size for size in sizes if size > 1][16:] == [2, 3, 6, *[25] * 19]
 
 
-async def test_halving_starts_again_after_a_2xx(sandbox: Sandbox) -> None:
+async def test_splitting_starts_again_after_a_2xx(sandbox: Sandbox) -> None:
     """One answered request shows that the fault is not systematic."""
     async with emitter_for(sandbox, max_concurrency=1) as emitter:
 
@@ -229,10 +229,10 @@ async def test_halving_starts_again_after_a_2xx(sandbox: Sandbox) -> None:
         await send()
         sandbox._plan._script.clear()
         sandbox.fail_next(422)
-        assert await send() == {"EventRejectedError 1"}, "not halved any more"
+        assert await send() == {"EventRejectedError 1"}, "not split any more"
         assert await send() == {"Receipt 1"}
         sandbox.fail_next(422)
-        assert await send() == {"Receipt 2"}, "halved again"
+        assert await send() == {"Receipt 2"}, "split again"
 
 
 async def test_single_refusals_do_not_count_as_systematic(sandbox: Sandbox) -> None:
@@ -252,7 +252,7 @@ async def test_single_refusals_do_not_count_as_systematic(sandbox: Sandbox) -> N
 
 
 async def test_an_outage_of_the_network_is_no_loss(sandbox: Sandbox) -> None:
-    """Nobody listens at first: surely not sent, so sent again, and no possible duplicate."""
+    """No server listens at first: surely not sent, so it is sent again, and is no possible duplicate."""
     port = int(sandbox.url.split(":")[2].split("/")[0])
     await sandbox.aclose()
     async with emitter_for(sandbox, flush_interval=0) as emitter:

@@ -123,7 +123,7 @@ async def test_the_moment_is_that_of_the_call(pool: ThreadPoolExecutor) -> None:
 
 
 async def test_a_full_queue_holds_the_thread(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
-    """And nobody else; it goes on when there is room, in its turn."""
+    """It blocks no other thread, and goes on in its turn."""
     loop = asyncio.get_running_loop()
     async with emitter_for(sandbox, max_pending=1) as emitter:
         sandbox.fail_next("slow")
@@ -169,7 +169,7 @@ async def test_cancelling_detaches(sandbox: Sandbox, pool: ThreadPoolExecutor) -
     assert len(sandbox.events) == 1
 
 
-async def test_a_delivery_that_somebody_else_cancels(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
+async def test_a_delivery_that_other_code_cancels(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
     """An observer has it too; the thread's future is cancelled with it."""
 
     class Cancels(Observer):
@@ -266,7 +266,7 @@ async def test_an_end_that_comes_first() -> None:
 
 
 async def test_idle_when_all_are_told() -> None:
-    """At once if there is nobody, otherwise when the last one is."""
+    """At once if there is none, otherwise with the last one."""
     loop = asyncio.get_running_loop()
     listeners: threads_module.Listeners[str] = threads_module.Listeners(LookupError)
     await listeners.idle()
@@ -323,7 +323,7 @@ def test_when_its_loop_has_ended() -> None:
 
 
 def test_when_its_loop_ends_meanwhile() -> None:
-    """Whoever waits is not left waiting for ever, for room or for an outcome."""
+    """A waiting thread is told, whether it waits for room or for an outcome."""
     leave = threading.Event()
     emitter, thread = left_open(threading.Event(), leave)
     first = emitter.track_threadsafe(event())
@@ -375,10 +375,8 @@ def test_what_is_settled_as_the_loop_ends_is_told(monkeypatch: pytest.MonkeyPatc
         tracked[0].result(0)
 
 
-async def test_cancelled_by_somebody_who_cancels_everything(
-    sandbox: Sandbox, pool: ThreadPoolExecutor
-) -> None:
-    """Whoever waits for room hears that the event was not accepted; the emitter works on."""
+async def test_cancelled_by_code_that_cancels_everything(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
+    """A thread that waits for room hears that the event was not accepted; the emitter works on."""
     loop = asyncio.get_running_loop()
     sandbox.fail_next("slow")
     async with emitter_for(sandbox, max_pending=1) as emitter:
@@ -400,7 +398,7 @@ async def test_cancelled_by_somebody_who_cancels_everything(
 
 
 def test_a_loop_that_stops_with_the_turn_in_which_it_was_accepted() -> None:
-    """Accepted is accepted: nobody is told otherwise, and tracks it again."""
+    """Accepted is accepted: no caller is told otherwise and tracks it again."""
     loop = asyncio.new_event_loop()
 
     async def accept() -> str:
@@ -416,7 +414,7 @@ def test_a_loop_that_stops_with_the_turn_in_which_it_was_accepted() -> None:
 
 
 def test_a_loop_that_never_came_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing complains of a coroutine that nobody has awaited."""
+    """Nothing complains of a coroutine that was never awaited."""
     monkeypatch.setattr(threads_module, "_LOOK_AGAIN", 0.01)
     loop = asyncio.new_event_loop()
 

@@ -177,7 +177,7 @@ async def read_request(reader: asyncio.StreamReader) -> bytes:
     return await reader.readexactly(length)
 
 
-async def test_nobody_listens() -> None:
+async def test_no_server_listens() -> None:
     """Refused: surely not sent, and the system's own words say why."""
     async with transport_to() as transport:
         request = Request(b"{}")
@@ -256,7 +256,7 @@ async def test_a_kept_connection_that_was_closed_does_not_count() -> None:
 
 
 async def test_found_closed_between_the_pool_and_the_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The moment in which a connection is taken, and is gone when it is to be written to."""
+    """The moment in which a connection is taken, and is closed before the write."""
     served = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -366,7 +366,7 @@ async def test_what_a_peer_does_not_read_is_not_kept() -> None:
 
 
 async def test_handed_over_and_then_reset_is_lost() -> None:
-    """Nobody knows whether the server had read it."""
+    """The server may or may not have read it."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
@@ -484,7 +484,7 @@ async def test_no_readable_status_line_is_no_answer(answer: bytes) -> None:
     assert request.went_out
 
 
-async def test_extra_bytes_after_the_answer_harm_nobody() -> None:
+async def test_extra_bytes_after_the_answer_harm_nothing() -> None:
     """The answer counts, and the next request does not take them for its own."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -109,7 +109,7 @@ def test_the_200_example_of_the_specification() -> None:
     ],
 )
 def test_what_cannot_be_read_or_does_not_add_up_confirms_nothing(body: bytes | None) -> None:
-    """The server took something; nobody knows what."""
+    """The server took something; it does not say what."""
     assert match_unprocessed([A, B], body) == [UNKNOWN] * 2
 
 
@@ -176,8 +176,8 @@ def test_what_an_echo_may_look_like(changes: dict[str, Any]) -> None:
         {"metadata": [{"name": 1, "value": "x"}]},
     ],
 )
-def test_an_echo_of_an_event_that_nobody_sent(changes: dict[str, Any]) -> None:
-    """It fits nobody, so it may be anybody: nothing is claimed."""
+def test_an_echo_of_an_event_that_was_not_sent(changes: dict[str, Any]) -> None:
+    """It fits no event, so it may mean any: nothing is claimed."""
     assert match_unprocessed([A, B], answer(1, echo_of(B, **changes))) == [UNKNOWN] * 2
 
 
@@ -188,7 +188,7 @@ def test_an_echo_that_is_none(echo: Any) -> None:
 
 
 def test_an_invalid_type_may_be_echoed_as_anything() -> None:
-    """With `InvalidEventType` among the errors, the type identifies nobody."""
+    """With `InvalidEventType` among the errors, the type identifies no event."""
     body = answer(1, echo_of(B, eventType="None"), errors=[{"code": "InvalidEventType", "message": "x"}])
 
     assert match_unprocessed([A, B], body)[0] is DELIVERED
@@ -255,15 +255,15 @@ def test_elimination() -> None:
     assert match_unprocessed([one, two, A], answer(1, vague, echo_of(two))) == [REFUSED, REFUSED, DELIVERED]
 
 
-def test_more_vague_echoes_than_events_fit_nobody() -> None:
-    """Two echoes for one event: it is rejected, and nobody else is delivered for certain."""
+def test_more_vague_echoes_than_events_fit_none() -> None:
+    """Two echoes for one event: it is rejected, and no other event is delivered for certain."""
     vague = echo_of(A, eventTime=None)
 
     assert match_unprocessed([A, B, C], answer(1, vague, vague)) == [REFUSED, UNKNOWN, UNKNOWN]
 
 
 def test_the_same_event_named_twice() -> None:
-    """One of the echoes means somebody else."""
+    """One of the echoes means another event."""
     body = answer(1, echo_of(A), echo_of(A))
 
     assert match_unprocessed([A, B, C], body) == [REFUSED, UNKNOWN, UNKNOWN]
@@ -271,7 +271,7 @@ def test_the_same_event_named_twice() -> None:
 
 @pytest.mark.parametrize("processed", [0, 1, 3, 25])
 def test_counts_that_do_not_add_up(processed: int) -> None:
-    """Who is named by a full match is rejected, the rest is unconfirmed; weak matches name nobody."""
+    """An event named by a full match is rejected, the rest is unknown; weak matches name none."""
     assert match_unprocessed([A, B, C], answer(processed, echo_of(B))) == [
         UNKNOWN,
         REFUSED,
@@ -314,7 +314,7 @@ def test_a_flood_of_echoes_is_read_no_further() -> None:
     assert set(verdicts[1:]) == {UNKNOWN}
 
 
-# The property: whatever is refused, and however it is echoed, nobody is wronged.
+# The property: whatever is refused, and however it is echoed, no claim is false.
 
 GUIDS = ["58bcbaa0-e13c-4a3d-84cd-2803ccc35394", "58BCBAA0-E13C-4A3D-84CD-2803CCC35394", "slot"]
 TYPES = ["SignalImpression", "SignalViewed", "signalviewed", "Unknown", "SignalNew"]

@@ -1,4 +1,4 @@
-"""Twenty thousand answers, valid, bent and broken: nothing raises, and nobody is delivered without proof."""
+"""Twenty thousand answers, valid, bent and broken: nothing raises, and no verdict lacks a proof."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def outcomes_of(settled: list[tuple[Delivery, Receipt | DeliveryError]]) -> set[
 
 @pytest.mark.parametrize("form", ECHO_FORMS)
 async def test_each_echo_form_is_attributed(form: str) -> None:
-    """Whatever the echo looks like, who was refused is told, or nobody is wronged."""
+    """Whatever the echo looks like, refused events are found, or none is claimed."""
     async with Sandbox(echo=Echo.of(form), seed=7) as sandbox:
         settled = await settle(sandbox)
 
@@ -88,7 +88,7 @@ async def test_each_echo_form_is_attributed(form: str) -> None:
     ("one", "other"), list(itertools.combinations(sorted(set(ECHO_FORMS) - {"default"}), 2))
 )
 async def test_echo_forms_combine(one: str, other: str) -> None:
-    """Two oddities at once wrong nobody either."""
+    """Two oddities at once lead to no false claim either."""
     async with Sandbox(echo=Echo.of(one, other), seed=7) as sandbox:
         settled = await settle(sandbox)
 
@@ -241,7 +241,7 @@ async def test_the_request_example() -> None:
 
 
 async def test_the_422_example(monkeypatch: pytest.MonkeyPatch) -> None:
-    """26 events in one request, which only a fault could send: refused, halved, and nobody is lost."""
+    """26 events in one request, which only a fault could send: refused, split, and nothing is lost."""
     async with Sandbox() as sandbox:
         async with Emitter(sandbox.credentials, endpoint=sandbox.url) as emitter:
             assert emitter._engine is not None

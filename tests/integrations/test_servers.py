@@ -76,7 +76,7 @@ class Server:
 
 @pytest.fixture
 def serve(tmp_path: Path, rokt_sandbox: Sandbox) -> Iterator[Callable[[str, list[str]], Server]]:
-    """Starts a server of an application, and sees to it that it is gone at the end."""
+    """Starts a server of an application, and ends it."""
     started: list[subprocess.Popen[str]] = []
 
     def start(source: str, command: list[str]) -> Server:
@@ -123,7 +123,7 @@ def wait_until_it_listens(process: subprocess.Popen[str], port: int) -> None:
 
 
 async def load(server: Server, *, paths: list[str]) -> set[str]:
-    """Many customers at once, until nobody answers any more. Returns what handlers said they have tracked.
+    """Many customers at once, until the server has gone. Returns what handlers said they have tracked.
 
     In the middle of it the server is told to stop.
     """

@@ -107,7 +107,7 @@ def test_a_lifespan_within_that_has_no_state(rokt_sandbox: Sandbox) -> None:
 
 
 def test_background_tasks_websockets_and_dependencies(rokt_sandbox: Sandbox) -> None:
-    """Wherever FastAPI calls somebody."""
+    """Wherever FastAPI resolves a dependency."""
     app = FastAPI(lifespan=emitter_lifespan(make_emitter(rokt_sandbox)))
 
     @app.post("/later")

@@ -125,7 +125,7 @@ async def test_it_can_be_told_everything() -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.1", "example.com", "", "::"])
 def test_only_loopback(host: str) -> None:
-    """Nobody else is to reach it."""
+    """Other machines must not reach it."""
     with pytest.raises(ValueError, match="host must be a loopback address, got"):
         Sandbox(host=host)
 
@@ -207,7 +207,7 @@ async def test_a_drip_and_a_flood_have_an_end(sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize("act", [Act.GARBAGE, Act.CUT, Act.HUGE, Act.RESET_AFTER, Act.SILENCE])
 async def test_a_client_that_leaves_before_the_answer(act: Act) -> None:
-    """There is nobody left to be harmed."""
+    """No client is left that could be harmed."""
     async with Sandbox(script=[Fault(act=act, delay=1.0)], latency=1.0) as sandbox:
         call = asyncio.create_task(post(sandbox, body({})))
         await asyncio.sleep(0.5)
@@ -218,7 +218,7 @@ async def test_a_client_that_leaves_before_the_answer(act: Act) -> None:
     assert status == 200
 
 
-async def test_a_client_that_leaves_in_the_middle_harms_nobody() -> None:
+async def test_a_client_that_leaves_in_the_middle_harms_nothing() -> None:
     """Of a drip, or of an answer without end."""
     async with Sandbox(script=[Fault(act=Act.DRIP, delay=0.1), "huge", None]) as sandbox:
         async with aiohttp.ClientSession() as session:
@@ -261,7 +261,7 @@ def test_a_thread_that_cannot_serve() -> None:
 
 
 def test_a_thread_that_cannot_even_try() -> None:
-    """Whatever is wrong, nobody waits for ever."""
+    """Whatever is wrong, no caller waits for ever."""
     with pytest.raises(OverflowError), Sandbox(port=70_000):
         pass
     assert "rokt-sandbox" not in [thread.name for thread in threading.enumerate()]

@@ -206,7 +206,7 @@ def _() -> Any:
     return replace(Hook, "__call__", call)
 
 
-@bug("an event that is dropped is told to nobody")
+@bug("an event that is dropped is not told to observers")
 def _() -> Any:
     def drop(self: Any, delivery: Any, error: Any, *, now: float) -> None:
         self._accepted += 1
@@ -388,7 +388,7 @@ def _() -> Any:
     return replace(Pool, "__init__", init)
 
 
-@bug("nobody wakes when the interval is over")
+@bug("no wake-up when the linger is over")
 def _() -> Any:
     return replace(Pool, "_wake_at", lambda self, due_at: None)
 

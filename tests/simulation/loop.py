@@ -18,7 +18,7 @@ Connect = Callable[[Callable[[], asyncio.BaseProtocol], Any], asyncio.Transport]
 
 
 class DeadlockError(AssertionError):
-    """Nothing is due any more, and somebody waits."""
+    """Nothing is due any more, and a task waits."""
 
 
 class _Selector:
@@ -65,7 +65,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         if self.turns > MAX_STEPS:
             raise DeadlockError(f"busy: {self.turns} turns of the loop")
         if timeout is None:
-            raise DeadlockError("nothing is due, and somebody waits")
+            raise DeadlockError("nothing is due, and a task waits")
         self._now += timeout
         self._shuffle()
         if self.after_turn is not None:
@@ -87,7 +87,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """There are none."""
 
     def _write_to_self(self) -> None:
-        """Nobody sleeps."""
+        """No thread sleeps."""
 
     def call_soon_threadsafe(  # type: ignore[override]
         self, callback: Any, *args: Any, context: Any = None

@@ -36,7 +36,7 @@ class Exchange:
         status: The status that the client has received; `None` if none reached it.
         told_at: When it did.
         is_odd: Whether its 2xx leaves in the dark what became of whom.
-        retry_after: Seconds that it asked for, as they are to be understood.
+        retry_after: Seconds that it asked for, as the client must read them.
     """
 
     at: float

@@ -38,7 +38,7 @@ RARE = (
     "fresh connections found closed",
     "sent again",
     "accepted twice",
-    "halved",
+    "split",
     "full batch",
 )
 """What must have happened at least once, or the seeds prove less than they seem to."""

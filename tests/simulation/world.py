@@ -724,12 +724,12 @@ class World:
         for exchanges in carried.values():
             self.reached["sent again"] += len(exchanges) > 1
             self.reached["accepted twice"] += sum(bool(one.accepted) for one in exchanges) > 1
-            self.reached["halved"] += any(one.status in WHOLE and len(one.ids) > 1 for one in exchanges)
+            self.reached["split"] += any(one.status in WHOLE and len(one.ids) > 1 for one in exchanges)
         self.reached["full batch"] += any(len(exchange.ids) == 25 for exchange in self.record)
 
 
 class Blind(Observer):
-    """Raises at all that it is told, which must be nobody else's business."""
+    """Raises whatever it is told. Nothing else may be affected."""
 
     def _raise(self, *_told: Any) -> None:
         raise RuntimeError("planned: an observer's")
