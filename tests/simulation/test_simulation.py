@@ -65,7 +65,7 @@ def test_a_calm_world_raises_no_alarm() -> None:
     assert {name for name in reached if name.startswith("outcome")} == {"outcome: delivered"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def found() -> dict[str, tuple[int, str] | None]:
     """The seed that finds each planted bug, all looked for in processes of their own."""
     return first_seeds()
