@@ -15,7 +15,7 @@ import concurrent.futures
 import functools
 import random
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final, Literal, Self, get_args
@@ -34,7 +34,7 @@ from rokt_events_async._pipeline.transport import HttpTransport, Transport, chec
 from rokt_events_async.errors import EmitterClosedError, EmitterNotStartedError, WrongContextError
 from rokt_events_async.events import PartnerEvent
 from rokt_events_async.observers import LoggingObserver, Observer
-from rokt_events_async.outcomes import Delivery, DrainReport, EmitterStats, Outcome, Receipt
+from rokt_events_async.outcomes import Delivery, DrainReport, EmitterStats, Health, Outcome, Receipt
 from rokt_events_async.settings import (
     MAX_BATCH_SIZE,
     PRODUCTION,
@@ -47,6 +47,9 @@ from rokt_events_async.settings import (
 )
 
 _MIB: Final = 1024 * 1024
+
+_TURN: Final = 100
+"""After how many events `track_many` lets the loop turn."""
 
 _utc_now: Final[Callable[[], datetime]] = functools.partial(datetime.now, UTC)
 
@@ -66,8 +69,12 @@ class Emitter:
         max_concurrency: The most requests in flight, each of another session.
         max_pending: The bound on pending events: accepted and not settled, those in flight included.
         max_pending_bytes: The bound on their size as encoded, in bytes.
-        when_full: What `track` does at a bound: `"wait"` for room, `"raise"` a `QueueFullError`, or
-            `"drop"`: accept the event and fail it at once, counted.
+        max_session_share: The part of both bounds that one session may hold, at least one full batch.
+            Beyond it the queue is full for that session only.
+        max_wait: Seconds that `track` waits for room; 0 never waits, `None` waits without bound. After a
+            caller has waited in vain, callers do not wait until room comes free.
+        when_full: What `track` does then: `"drop"` accepts the event and fails it at once, counted, logged
+            and handed to `on_undelivered`; `"raise"` raises a `QueueFullError`.
         retry: When a request is retried, and when its events are given up.
         request_timeout: Seconds for one exchange, connecting and reading the answer included.
         close_timeout: Seconds for which `aclose` drains, unless the call says otherwise.
@@ -94,7 +101,9 @@ class Emitter:
         max_concurrency: int = 16,
         max_pending: int = 10_000,
         max_pending_bytes: int = 64 * _MIB,
-        when_full: WhenFull = "wait",
+        max_session_share: float = 0.25,
+        max_wait: float | None = 0.25,
+        when_full: WhenFull = "drop",
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 -- frozen
         request_timeout: float = 10.0,
         close_timeout: float = 10.0,
@@ -114,6 +123,8 @@ class Emitter:
             max_concurrency=max_concurrency,
             max_pending=max_pending,
             max_pending_bytes=max_pending_bytes,
+            max_session_share=max_session_share,
+            max_wait=max_wait,
             when_full=when_full,
             retry=retry,
             request_timeout=request_timeout,
@@ -128,7 +139,7 @@ class Emitter:
             self._dead_letters = DeadLetters(on_undelivered, max_pending=max_pending)
         told = (LoggingObserver(),) if observers is None else observers
         self._hooks = Hooks(told, self._dead_letters)
-        self._ledger = Ledger(max_pending=max_pending, max_pending_bytes=max_pending_bytes, hooks=self._hooks)
+        self._ledger = Ledger(self._settings, self._hooks)
         self._listeners: Listeners[Receipt] = Listeners(outcome_lost_error)
         self._home = Home()
         self._engine: Engine | None = None
@@ -228,7 +239,7 @@ class Emitter:
     # Events.
 
     async def track(self, event: PartnerEvent) -> Delivery:
-        """Accepts one event; waits only while the queue is full.
+        """Accepts one event; waits only while the queue is full, and at most `max_wait`.
 
         Cancelled while it waits for room, the event is not accepted. An accepted event ends in exactly one
         outcome, whatever becomes of the caller.
@@ -249,14 +260,14 @@ class Emitter:
             intake = self._check_open()
         delivery = intake.prepare(event)
         if not intake.accept_nowait(delivery):
-            await intake.accept(delivery)
+            await intake.accept(delivery, max_wait=self._settings.max_wait)
         return delivery
 
     def track_nowait(self, event: PartnerEvent) -> Delivery:
         """Accepts one event without waiting, for synchronous code on the loop's thread.
 
         Raises:
-            QueueFullError: No room, or other callers wait for it, except with `when_full="drop"`.
+            QueueFullError: No room, or other callers wait for it, with `when_full="raise"`.
             InvalidEventError, EmitterNotStartedError, EmitterClosedError, WrongContextError: As `track`.
         """
         intake = self._intake
@@ -264,20 +275,60 @@ class Emitter:
             intake = self._check_open()
         delivery = intake.prepare(event)
         if not intake.accept_nowait(delivery):
-            raise intake.full_error()
+            intake.overflow(delivery)
         return delivery
 
-    async def deliver(self, event: PartnerEvent) -> Receipt:
+    async def track_many(
+        self,
+        events: Iterable[PartnerEvent] | AsyncIterable[PartnerEvent],
+        *,
+        max_wait: float | None = None,
+    ) -> AsyncIterator[Delivery]:
+        """Accepts many events in order, and yields the delivery of each.
+
+        It waits for room and lets the loop turn every 100 events, where a plain loop over `track` would
+        hold the loop for as long as there is room.
+
+        Args:
+            events: A plain or asynchronous iterable.
+            max_wait: Seconds to wait for room for each event; `None` waits without bound.
+
+        Raises:
+            InvalidEventError, QueueFullError, EmitterNotStartedError, EmitterClosedError,
+            WrongContextError: As `track`; the events before were accepted.
+            InvalidSettingError: `max_wait` is neither `None` nor a finite number >= 0.
+        """
+        if max_wait is not None:
+            max_wait = check_number("max_wait", max_wait, at_least=0)
+        accepted = 0
+        async for event in _iterate(events):
+            intake = self._check_open()
+            delivery = intake.prepare(event)
+            if not intake.accept_nowait(delivery):
+                await intake.accept(delivery, max_wait=max_wait)
+            accepted += 1
+            if accepted % _TURN == 0:
+                await asyncio.sleep(0)
+            yield delivery
+
+    async def deliver(self, event: PartnerEvent, timeout: float | None = None) -> Receipt:
         """Accepts one event and waits for its outcome.
 
         Cancelled after the event was accepted, it is still sent and still counted.
 
+        Args:
+            timeout: Seconds to wait for the outcome; `None` waits without bound.
+
         Raises:
             DeliveryError: The event was not delivered.
+            TimeoutError: Its outcome is not known in time; the event is still sent and still counted.
+            InvalidSettingError: `timeout` is no finite number >= 0.
             InvalidEventError, QueueFullError, EmitterNotStartedError, EmitterClosedError,
             WrongContextError: As `track`.
         """
-        return await (await self.track(event))
+        seconds = None if timeout is None else check_number("timeout", timeout, at_least=0)
+        async with asyncio.timeout(seconds):
+            return await (await self.track(event))
 
     def track_threadsafe(self, event: PartnerEvent) -> concurrent.futures.Future[Receipt]:
         """Accepts one event from any thread, as `track` does from the emitter's own loop.
@@ -311,25 +362,38 @@ class Emitter:
     async def _track_for_thread(self, event: PartnerEvent) -> concurrent.futures.Future[Receipt]:
         return self._listeners.follow(await self.track(event))
 
-    async def flush(self) -> None:
-        """Sends every queued event now, without waiting for the linger.
+    async def flush(self, timeout: float | None = None) -> bool:
+        """Sends every queued event now, without waiting for the linger, and waits for the outcomes.
 
-        Returns when every event accepted before the call has its outcome. Cancelling it changes nothing
-        about the events.
+        Cancelling it changes nothing about the events.
+
+        Args:
+            timeout: Seconds to wait; `None` waits without bound.
+
+        Returns:
+            True when every event accepted before the call has its outcome; False if that takes longer. The
+            events are still sent.
 
         Raises:
+            InvalidSettingError: `timeout` is no finite number >= 0.
             EmitterNotStartedError, WrongContextError: As `track`.
         """
+        seconds = None if timeout is None else check_number("timeout", timeout, at_least=0)
         self._check_started()
         if self._state == "closed":
-            return
+            return True
         self._home.check()
         assert self._engine is not None, "a started emitter has an engine"
         self._engine.pool.flush()
-        await self._ledger.settled()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._ledger.settled()
+        except TimeoutError:
+            return False
+        return True
 
     def _check_open(self) -> Intake:
-        """Returns the intake if the loop merely runs in another thread now than when it was started."""
+        """Returns the intake of an open emitter, also if its loop has moved to another thread."""
         self._check_started()
         if self._state == "closed":
             raise closed_error()
@@ -359,6 +423,13 @@ class Emitter:
             retries=sender.retries,
         )
 
+    @property
+    def health(self) -> Health:
+        """How the emitter is doing at this moment. Safe from any thread."""
+        if self._engine is None:
+            return Health(state="new" if self._state == "new" else "closed")
+        return self._engine.health.snapshot()
+
     def __repr__(self) -> str:
         stats = self.stats
         shown = [f"{count} {name}" for name in get_args(Outcome) if (count := getattr(stats, name))]
@@ -372,3 +443,14 @@ class Emitter:
         if self._state in ("new", "closed") or not self._home.is_in_this_process():
             return
         _warn(f"unclosed {self!r}", ResourceWarning, source=self)
+
+
+async def _iterate(
+    events: Iterable[PartnerEvent] | AsyncIterable[PartnerEvent],
+) -> AsyncIterator[PartnerEvent]:
+    if isinstance(events, AsyncIterable):
+        async for event in events:
+            yield event
+    else:
+        for event in events:
+            yield event

@@ -4,9 +4,10 @@
 RoktEventsError
 ├── InvalidSettingError      (ValueError)    an argument of a constructor is out of bounds
 ├── InvalidEventError        (ValueError)    an event breaks the specification; found before it was sent
-├── QueueFullError                           the queue has no room for the event
-├── EmitterNotStartedError   (RuntimeError)  used before `start()`
-├── EmitterClosedError       (RuntimeError)  used after `aclose()`
+├── NotAcceptedError                         the event was valid, and was not accepted
+│   ├── QueueFullError                       the queue has no room for the event
+│   ├── EmitterNotStartedError (RuntimeError)  used before `start()`
+│   └── EmitterClosedError   (RuntimeError)  used after `aclose()`
 ├── WrongContextError        (RuntimeError)  used in another loop, thread or process
 └── DeliveryError                            an accepted event was not delivered; see `outcomes`
 ```
@@ -82,15 +83,19 @@ class InvalidEventError(RoktEventsError, ValueError):
         self.errors = errors
 
 
-class QueueFullError(RoktEventsError):
+class NotAcceptedError(RoktEventsError):
+    """A valid event was not accepted, and nothing of it was sent. One `except` for a handler."""
+
+
+class QueueFullError(NotAcceptedError):
     """The queue has no room for the event. It was not accepted."""
 
 
-class EmitterNotStartedError(RoktEventsError, RuntimeError):
+class EmitterNotStartedError(NotAcceptedError, RuntimeError):
     """The emitter has not been started: use `async with`, or `await emitter.start()`."""
 
 
-class EmitterClosedError(RoktEventsError, RuntimeError):
+class EmitterClosedError(NotAcceptedError, RuntimeError):
     """The emitter is closing or closed. The event was not accepted."""
 
 

@@ -22,6 +22,7 @@ from rokt_events_async.outcomes import (
     DeliveryError,
     DrainReport,
     EventRejectedError,
+    Health,
     Outcome,
     Receipt,
 )
@@ -64,6 +65,8 @@ class RetryReport:
         status: The HTTP status of the last request, `None` if it had no answer.
         reason: Why the last request failed, in words.
         wait: Seconds until the next attempt.
+        pending: How many events the emitter has accepted and not settled.
+        sessions: How many sessions these are of.
     """
 
     deliveries: tuple[Delivery, ...]
@@ -71,6 +74,8 @@ class RetryReport:
     status: int | None
     reason: str
     wait: float
+    pending: int = 0
+    sessions: int = 0
 
 
 class Observer:
@@ -94,6 +99,9 @@ class Observer:
     def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
         """An event was not delivered."""
 
+    def on_health(self, before: Health, after: Health) -> None:
+        """The state of the emitter, or its problems, changed."""
+
     def on_closed(self, report: DrainReport) -> None:
         """The emitter is closed. No other call follows."""
 
@@ -116,8 +124,10 @@ class LoggingObserver(Observer):
     contain no payload: no ids, no metadata, and no text of Rokt's. Refused credentials have no records of
     their own: the emitter logs them once.
 
-    The third and every later attempt of a batch is logged once per `per` seconds, with `rokt_reason`,
-    `rokt_attempts` and `rokt_status`. Otherwise an outage would be silent until deadlines pass.
+    An outage is logged when it begins, then once per `per` seconds (since when, how many events of how many
+    sessions wait, the last answer), and when it ends (how long it took, and how many events were given up).
+    Outside outages, the third and every later attempt of a batch is logged once per `per` seconds. These
+    records have `rokt_reason`, `rokt_attempts`, `rokt_status` and `rokt_pending`.
 
     Args:
         logger: The logger; `None` takes `rokt_events_async`.
@@ -146,20 +156,49 @@ class LoggingObserver(Observer):
         self._clock = _clock
         self._windows: dict[Outcome, _Window] = {}
         self._quiet_until = -math.inf
+        self._outage: Health | None = None
+
+    def on_health(self, before: Health, after: Health) -> None:
+        if after.state == "outage":
+            self._outage = after
+            self._quiet_until = -math.inf  # The next retry tells of it.
+        elif before.state == "outage" and self._outage is not None:
+            began, self._outage = self._outage, None
+            self._tell_end(began, after)
 
     def on_retry(self, retry: RetryReport) -> None:
         now = self._clock()
-        if retry.attempts < _ATTEMPTS_OF_AN_OUTAGE or now < self._quiet_until:
+        is_notable = self._outage is not None or retry.attempts >= _ATTEMPTS_OF_AN_OUTAGE
+        if not is_notable or now < self._quiet_until:
             return
         self._quiet_until = now + self._per
         fields = {
             "rokt_reason": retry.reason,
             "rokt_attempts": retry.attempts,
             "rokt_status": retry.status,
+            "rokt_pending": retry.pending,
         }
-        text = "%d events not delivered so far: %s (attempts: %d), and again in %.1f s"
-        values = len(retry.deliveries), retry.reason, retry.attempts, retry.wait
+        waiting = f"{_count(retry.pending, 'event')} of {_count(retry.sessions, 'session')}"
+        if self._outage is not None and self._outage.since is not None:
+            text = "outage since %s: %s wait; the last attempt ended with: %s"
+            values: tuple[object, ...] = (_when(self._outage.since), waiting, retry.reason)
+        else:
+            text = "%s not delivered so far: %s (attempts: %d), next attempt in %.1f s; %s pending"
+            events = _count(len(retry.deliveries), "event")
+            values = events, retry.reason, retry.attempts, retry.wait, waiting
         self._logger.log(self._level, text, *values, extra=fields)
+
+    def _tell_end(self, began: Health, after: Health) -> None:
+        """Logs the end of an outage: how long it took, and the outcomes meanwhile."""
+        assert began.since is not None, "an outage has begun"
+        assert after.since is not None, "a state has begun"
+        names = ("delivered", "failed", "unconfirmed", "expired", "rejected")
+        counts = [(getattr(after.stats, name) - getattr(began.stats, name), name) for name in names]
+        outcomes = ", ".join(f"{count} {name}" for count, name in counts if count) or "none given up"
+        text = "the outage since %s ended after %.0f s: %s meanwhile, %s pending"
+        seconds = (after.since - began.since).total_seconds()
+        values = _when(began.since), seconds, outcomes, _count(after.pending, "event")
+        self._logger.log(self._level, text, *values, extra={"rokt_pending": after.pending})
 
     def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
         if isinstance(error, CredentialsRefusedError):
@@ -212,6 +251,14 @@ class LoggingObserver(Observer):
 _ATTEMPTS_OF_AN_OUTAGE: Final = 3
 _MAX_CODES: Final = 5
 _MAX_CODE_LENGTH: Final = 64
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _when(moment: datetime) -> str:
+    return f"{moment:%H:%M:%S} UTC"
 
 
 def error_codes(error: DeliveryError) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ RoktEventsError
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 from typing import Any, ClassVar, Literal
 
 import attrs
@@ -219,3 +220,52 @@ class EmitterStats:
     requests: int = 0
     retries: int = 0
     possible_duplicates: int = 0
+
+
+HealthState = Literal["new", "ok", "retrying", "outage", "credentials_refused", "closing", "closed"]
+"""The states of an emitter's health."""
+
+
+@attrs.frozen
+class LastError:
+    """Why the last failed request failed.
+
+    Attributes:
+        text: The reason, in words.
+        at: When it failed, in UTC.
+    """
+
+    text: str
+    at: datetime
+
+
+@attrs.frozen(kw_only=True)
+class Health:
+    """How an emitter is doing.
+
+    Attributes:
+        state: `"retrying"` if requests fail and others are answered; `"outage"` if the breaker is open and
+            requests of at least three sessions have failed since the last answer.
+        problems: What else is wrong: `"queue_full"`, `"session_stalled"` (one session holds its share).
+        since: When this state began, in UTC; `None` before the start.
+        last_delivered_at: When an event was last delivered, in UTC.
+        last_error: Why the last failed request failed.
+        pending: Events accepted and not settled.
+        oldest_pending_age: How long the oldest of them has been pending, in seconds, to within a second.
+        parked: Sessions whose batch waits for its next attempt.
+        next_attempt_at: When the next of them is due, in UTC.
+        is_breaker_open: True while requests start only at a trickle.
+        stats: The account at that moment.
+    """
+
+    state: HealthState
+    problems: tuple[str, ...] = ()
+    since: datetime | None = None
+    last_delivered_at: datetime | None = None
+    last_error: LastError | None = None
+    pending: int = 0
+    oldest_pending_age: float = 0.0
+    parked: int = 0
+    next_attempt_at: datetime | None = None
+    is_breaker_open: bool = False
+    stats: EmitterStats = EmitterStats()

@@ -210,35 +210,49 @@ class RetryPolicy:
     """When a request is retried, and when its events are given up.
 
     Args:
-        deadline: The delivery deadline of an event, in seconds since its acceptance.
-        max_attempts: How many requests of an event may fail before it is given up. `None` leaves that to
-            the deadline.
+        deadline: The delivery deadline of an event, in seconds since its acceptance. `None` means 120.
+        max_attempts: How many requests may carry an event before it is given up; splits count too. `None`
+            leaves that to the deadline.
         wait: The shortest and the longest wait before a retry, in seconds. The wait is drawn evenly between
             them (specification, "Internal Server Errors": 1 to 2 s). A `Retry-After` is a minimum.
+        max_backoff: The longest wait in seconds. From the fifth failure in a row of a batch on, its wait
+            doubles up to that.
         retry_unconfirmed: True to retry after a lost answer, though Rokt may have accepted the events. The
             API has no idempotency key, so they may then count twice; the receipt says so. A 502, 504 or
             408 is an answer, and is retried either way.
+        max_unconfirmed_attempts: How often events that Rokt may have accepted are sent again before they
+            end as unconfirmed. Attempts that fail in an outage do not count.
 
     Raises:
         InvalidSettingError: A value is out of bounds.
     """
 
-    deadline: float = attrs.field(
-        default=120.0, validator=lambda _i, a, v: check_number(a.name, v, at_least=0, above=True)
+    deadline: float | None = attrs.field(
+        default=None,
+        validator=lambda _i, a, v: None if v is None else check_number(a.name, v, at_least=0, above=True),
     )
     max_attempts: int | None = attrs.field(
         default=None, validator=lambda _i, a, v: None if v is None else check_count(a.name, v)
     )
     wait: tuple[float, float] = attrs.field(default=(1.0, 2.0), validator=_check_wait)
     retry_unconfirmed: bool = True
+    max_backoff: float = attrs.field(
+        default=60.0, validator=lambda _i, a, v: check_number(a.name, v, at_least=0, above=True)
+    )
+    max_unconfirmed_attempts: int = attrs.field(
+        default=100, validator=lambda _i, a, v: check_count(a.name, v)
+    )
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.retry_unconfirmed, bool):
             _refuse("retry_unconfirmed", "True or False", self.retry_unconfirmed)
 
 
-WhenFull = Literal["wait", "raise", "drop"]
+WhenFull = Literal["drop", "raise"]
 """The overflow policies."""
+
+_DEADLINE: Final = 120.0
+"""The delivery deadline in seconds, where the policy leaves it open."""
 
 _MAX_CONCURRENCY: Final = 1024
 
@@ -255,6 +269,17 @@ def _count(name: str, *, at_most: int | None = None) -> Any:
         return check_count(name, value, at_most=at_most)
 
     return attrs.field(converter=check)
+
+
+def _check_max_wait(value: object) -> float | None:
+    return None if value is None else check_number("max_wait", value, at_least=0)
+
+
+def _check_share(value: object) -> float:
+    share = check_number("max_session_share", value, at_least=0, above=True)
+    if share > 1:
+        _refuse("max_session_share", "a number > 0 and <= 1", value)
+    return share
 
 
 def _check_when_full(value: object) -> WhenFull:
@@ -281,14 +306,21 @@ class EmitterSettings:
     max_concurrency: int = _count("max_concurrency", at_most=_MAX_CONCURRENCY)
     max_pending: int = _count("max_pending")
     max_pending_bytes: int = _count("max_pending_bytes")
+    max_session_share: float = attrs.field(converter=_check_share)
+    max_wait: float | None = attrs.field(converter=_check_max_wait)
     when_full: WhenFull = attrs.field(converter=_check_when_full)
     retry: RetryPolicy = attrs.field(converter=_check_retry)
     request_timeout: float = _number("request_timeout", above=True)
     close_timeout: float = _number("close_timeout")
 
+    @property
+    def deadline(self) -> float:
+        """The delivery deadline in seconds."""
+        return _DEADLINE if self.retry.deadline is None else self.retry.deadline
+
     def __attrs_post_init__(self) -> None:
-        if self.flush_interval >= self.retry.deadline:
+        if self.flush_interval >= self.deadline:
             raise InvalidSettingError(
-                f"flush_interval must be shorter than the retry deadline of {self.retry.deadline:g} s, "
+                f"flush_interval must be shorter than the retry deadline of {self.deadline:g} s, "
                 f"or events are given up before they are sent, got {self.flush_interval!r}"
             )

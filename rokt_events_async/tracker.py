@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from rokt_events_async.events import PartnerEvent
+from rokt_events_async.outcomes import Health
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -47,8 +48,12 @@ class Tracker(Protocol[T_co]):
     def track_threadsafe(self, event: PartnerEvent) -> concurrent.futures.Future[Any]:
         """Accepts one event from any thread."""
 
-    async def flush(self) -> None:
-        """Sends every queued event now, and waits until every accepted event has its outcome."""
+    async def flush(self, timeout: float | None = None) -> bool:
+        """Sends every queued event now, and waits for their outcomes. Returns False if that takes longer."""
+
+    @property
+    def health(self) -> Health:
+        """How the tracker is doing at this moment."""
 
     @property
     def stats(self) -> TrackerStats:

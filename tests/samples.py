@@ -10,12 +10,28 @@ from typing import Any, NoReturn, Protocol
 
 import pytest
 
-from rokt_events_async import Credentials, Delivery, Emitter, PartnerEvent
+from rokt_events_async import Credentials, Delivery, Emitter, PartnerEvent, RetryPolicy
 from rokt_events_async.sandbox import Sandbox
+from rokt_events_async.settings import EmitterSettings
 
 SECRET = "rsec-for-nothing"
 CREDENTIALS = Credentials(pub_id="rpub-test", secret=SECRET, tag_id="42")
 NOW = datetime(2026, 5, 4, 12, 0, 0, 123456, tzinfo=UTC)
+
+SETTINGS = EmitterSettings(
+    endpoint="http://127.0.0.1:9/",
+    flush_interval=0.25,
+    max_batch_size=25,
+    max_concurrency=16,
+    max_pending=10_000,
+    max_pending_bytes=10**7,
+    max_session_share=1.0,
+    max_wait=0.25,
+    when_full="drop",
+    retry=RetryPolicy(),
+    request_timeout=10.0,
+    close_timeout=10.0,
+)
 
 _numbers = itertools.count()
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import pickle
-from datetime import UTC, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -16,7 +16,9 @@ from rokt_events_async import (
     DeliveryError,
     DeliveryFailedError,
     DrainReport,
+    EmitterStats,
     EventRejectedError,
+    Health,
     InvalidSettingError,
     LoggingObserver,
     Observer,
@@ -25,6 +27,7 @@ from rokt_events_async import (
     RetryReport,
 )
 from rokt_events_async.errors import ApiError
+from rokt_events_async.outcomes import HealthState
 from rokt_events_async.sandbox import Sandbox
 from tests.diary import Diary
 from tests.samples import Clock, OpenEmitter, emitter_for, event
@@ -42,7 +45,7 @@ def told(observer: LoggingObserver, error: DeliveryError) -> None:
 
 def retried(observer: LoggingObserver, attempts: int) -> None:
     made: Any = asyncio.Future.__new__(Delivery)
-    observer.on_retry(RetryReport((made, made), attempts, 503, "HTTP 503", 1.5))
+    observer.on_retry(RetryReport((made, made), attempts, 503, "HTTP 503", 1.5, pending=7, sessions=2))
 
 
 async def test_the_way_of_an_event(sandbox: Sandbox) -> None:
@@ -288,11 +291,12 @@ def test_an_outage_is_told_while_it_lasts(caplog: pytest.LogCaptureFixture) -> N
     now = 10.0
     retried(observer, 8)
     assert [record.getMessage() for record in caplog.records] == [
-        "2 events not delivered so far: HTTP 503 (attempts: 3), and again in 1.5 s",
-        "2 events not delivered so far: HTTP 503 (attempts: 8), and again in 1.5 s",
+        f"2 events not delivered so far: HTTP 503 (attempts: {attempts}), next attempt in 1.5 s; "
+        "7 events of 2 sessions pending"
+        for attempts in (3, 8)
     ]
     fields = {name: value for name, value in vars(caplog.records[0]).items() if name.startswith("rokt_")}
-    assert fields == {"rokt_reason": "HTTP 503", "rokt_attempts": 3, "rokt_status": 503}
+    assert fields == {"rokt_reason": "HTTP 503", "rokt_attempts": 3, "rokt_status": 503, "rokt_pending": 7}
 
 
 async def test_an_outage_that_ends(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
@@ -303,7 +307,7 @@ async def test_an_outage_that_ends(sandbox: Sandbox, caplog: pytest.LogCaptureFi
 
     records = [one.getMessage() for one in caplog.records if one.name == "rokt_events_async"]
     assert len(records) == 1
-    assert records[0].startswith("1 events not delivered so far: HTTP 503 (attempts: 3), and again in ")
+    assert records[0].startswith("1 event not delivered so far: HTTP 503 (attempts: 3), next attempt in ")
 
 
 def test_its_own_logger_and_level(caplog: pytest.LogCaptureFixture) -> None:
@@ -335,8 +339,8 @@ async def test_it_is_on_by_default(sandbox: Sandbox, caplog: pytest.LogCaptureFi
     ("script", "reason"),
     [
         ([404], "HTTP 404, is the endpoint right? It is {url}"),
-        (["silence"], "no answer within 0.2 s, 1 failed attempt"),
-        ([503], "HTTP 503, 1 failed attempt"),
+        (["silence"], "no answer within 0.2 s, 1 attempt"),
+        ([503], "HTTP 503, 1 attempt"),
         ([401], "HTTP 401: Rokt refused the credentials of pub_id 'rpub-sandbox' with tag_id '1234567890'"),
     ],
 )
@@ -360,3 +364,45 @@ def test_errors_are_kept_whole_in_a_pickle() -> None:
     again = pickle.loads(pickle.dumps(failed()))
     assert (again.reason, again.status) == ("HTTP 503", 503)
     assert again.event.session_id == "session"
+
+
+def health(state: HealthState, at: datetime, **counts: int) -> Health:
+    pending = counts.pop("pending", 0)
+    return Health(state=state, since=at, pending=pending, stats=EmitterStats(**counts))
+
+
+def test_an_outage_is_told_as_what_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    """Since when, how many events of how many sessions wait, what the server says; and its end."""
+    now = 0.0
+    observer = LoggingObserver(per=10.0, _clock=lambda: now)
+    at = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
+    outage = health("outage", at, delivered=5, failed=1)
+    observer.on_health(health("retrying", at), outage)
+    retried(observer, 1)
+    now = 9.0
+    retried(observer, 2)
+    now = 11.0
+    retried(observer, 3)
+    ended = health("retrying", at + timedelta(seconds=42), delivered=5, failed=4, unconfirmed=2, pending=9)
+    observer.on_health(outage, ended)
+
+    line = "outage since 12:00:00 UTC: 7 events of 2 sessions wait; the last attempt ended with: HTTP 503"
+    end = "the outage since 12:00:00 UTC ended after 42 s: 3 failed, 2 unconfirmed meanwhile, 9 events "
+    assert [record.getMessage() for record in caplog.records] == [
+        line,
+        line,
+        f"{end}pending",
+    ]
+
+
+def test_an_outage_without_losses_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing was given up."""
+    observer = LoggingObserver()
+    at = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
+    outage = health("outage", at)
+    observer.on_health(health("retrying", at), outage)
+    observer.on_health(outage, health("closing", at, pending=1))
+
+    assert (
+        caplog.records[-1].getMessage().endswith("ended after 0 s: none given up meanwhile, 1 event pending")
+    )

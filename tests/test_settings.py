@@ -37,7 +37,7 @@ from tests.samples import CREDENTIALS, SECRET
         ("max_pending", 0, "max_pending must be a whole number >= 1, got 0"),
         ("max_pending", "10", "got '10'"),
         ("max_pending_bytes", -5, "max_pending_bytes must be a whole number >= 1, got -5"),
-        ("when_full", "explode", "when_full must be one of 'wait', 'raise', 'drop', got 'explode'"),
+        ("when_full", "explode", "when_full must be one of 'drop', 'raise', got 'explode'"),
         ("when_full", None, "got None"),
         ("retry", 3, "retry must be a RetryPolicy, got int"),
         ("request_timeout", 0, "request_timeout must be a finite number > 0, got 0"),

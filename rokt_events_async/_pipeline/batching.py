@@ -91,11 +91,14 @@ class Session(_Link, Generic[T]):
     """A session with events waiting or in flight. Callers of `take` hand it back to `release`."""
 
     __slots__ = (
+        "bytes",
         "full",
         "id",
         "in_flight",
         "is_due",
         "is_ready",
+        "is_slow",
+        "items",
         "more_full",
         "open",
         "opened_at",
@@ -113,6 +116,10 @@ class Session(_Link, Generic[T]):
         self.is_ready = False
         self.is_due = False
         self.in_flight = False
+        self.is_slow = False
+        """True from a time-out of its request until its next answer."""
+        self.items = 0
+        self.bytes = 0
 
     @property
     def has_more(self) -> bool:
@@ -152,13 +159,20 @@ class Batches(Generic[T]):
         self._ready: OrderedDict[Session[T], None] = OrderedDict()
         self.sessions = 0
 
-    def add(self, session_id: str, item: T, *, now: float) -> bool:
+    def held_by(self, session_id: str) -> tuple[int, int]:
+        """Returns how many items and bytes a session holds, those in flight included."""
+        session = self._shards[hash(session_id) % _SHARDS].get(session_id)
+        return (session.items, session.bytes) if session else (0, 0)
+
+    def add(self, session_id: str, item: T, *, size: int = 0, now: float) -> bool:
         """Adds an item to its session. Returns True if that made a batch due that was not due before."""
         shard = self._shards[hash(session_id) % _SHARDS]
         session = shard.get(session_id)
         if session is None:
             session = shard[session_id] = Session(session_id)
             self.sessions += 1
+        session.items += 1
+        session.bytes += size
         if not session.open:
             session.open = [item]
             session.opened_at = now
@@ -193,6 +207,16 @@ class Batches(Generic[T]):
             return -math.inf
         head = self._opening.after
         return head.opened_at + self._linger if isinstance(head, Session) else None
+
+    def due_since(self, *, now: float) -> float:
+        """Returns since when the oldest due batch has been due; infinity if none is due."""
+        since = next(iter(self._ready)).ready_at if self._ready else math.inf
+        if isinstance(flushed := self._flushed.after, Session):
+            since = min(since, flushed.opened_at)
+        if isinstance(opening := self._opening.after, Session):
+            due_at = opening.opened_at + self._linger
+            since = min(since, due_at) if due_at <= now else since
+        return since
 
     def take(self, *, now: float) -> tuple[Session[T], list[T]] | None:
         """Returns the batch that has been due longest, now in flight, or `None` if none is due.
@@ -241,6 +265,13 @@ class Batches(Generic[T]):
         batch, session.open = session.open, []
         session.is_due = False
         return batch
+
+    def give_back(self, session_id: str, *, items: int, size: int) -> None:
+        """Takes settled items and bytes off what their session holds, if there still is one."""
+        session = self._shards[hash(session_id) % _SHARDS].get(session_id)
+        if session is not None:
+            session.items -= items
+            session.bytes -= size
 
     def release(self, session: Session[T], *, now: float) -> None:
         """Takes back a session whose batch is settled, so that its next batch can leave."""

@@ -18,6 +18,7 @@ from collections.abc import Callable
 import attrs
 
 from rokt_events_async._pipeline.dead_letters import DeadLetters
+from rokt_events_async._pipeline.health import HealthMonitor
 from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.ledger import Ledger
 from rokt_events_async._pipeline.log import log
@@ -40,6 +41,7 @@ class Drain:
         pool: Pool,
         ledger: Ledger,
         transport: Transport,
+        health: HealthMonitor,
         hooks: Hooks,
         dead_letters: DeadLetters | None,
         listeners: Listeners[Receipt],
@@ -48,6 +50,7 @@ class Drain:
         self._pool = pool
         self._ledger = ledger
         self._transport = transport
+        self._health = health
         self._hooks = hooks
         self._dead_letters = dead_letters
         self._listeners = listeners
@@ -66,6 +69,8 @@ class Drain:
         """Ends intake and starts the drain, unless it runs already."""
         if self._task is None:
             self._ledger.close()
+            self._health.enter("closing")
+            self._pool.close(deadline=asyncio.get_running_loop().time() + seconds)
             self._start_task(seconds)
 
     def _start_task(self, seconds: float) -> None:
@@ -109,6 +114,7 @@ class Drain:
         ended = asyncio.ensure_future(self._grace_ended.wait())
         with contextlib.suppress(asyncio.CancelledError):  # At the loop's end, for example: stop now.
             await asyncio.wait((settled, ended), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        left = self._ledger.pending
         settled.cancel()
         ended.cancel()
         await self._pool.stop()
@@ -120,13 +126,13 @@ class Drain:
             await self._listeners.idle()
         await self._close_transport()
         self._on_closed()
+        self._health.enter("closed")
         report = self._ledger.report()
-        self._log(report)
+        self._log(report, left, seconds)
         self._hooks.closed(report)
         return report
 
     async def _settle_all(self) -> None:
-        self._pool.flush()
         await self._ledger.settled()
         if self._dead_letters is not None:
             await self._dead_letters.idle()
@@ -139,8 +145,22 @@ class Drain:
         except Exception as error:  # noqa: BLE001 -- nothing about the events depends on it
             log(logging.ERROR, "the connections could not be closed: %s", type(error).__name__)
 
-    def _log(self, report: DrainReport) -> None:
-        if report.undelivered:
-            counts = attrs.asdict(report, filter=attrs.filters.exclude("delivered", "undelivered"))
-            shown = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
-            log(logging.WARNING, "closed with events undelivered: %s", shown)
+    def _log(self, report: DrainReport, left: int, seconds: float) -> None:
+        """Says once what was not delivered, and what would have waited for it.
+
+        Args:
+            left: How many events were pending when the grace period ended.
+            seconds: The grace period.
+        """
+        if not report.undelivered:
+            return
+        counts = attrs.asdict(report, filter=attrs.filters.exclude("delivered", "undelivered"))
+        shown = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+        hint = ""
+        if left and not self._grace_ended.is_set():
+            events = "1 event was" if left == 1 else f"{left} events were"
+            hint = (
+                f"; {events} still pending when close_timeout ran out after {seconds:g} s: "
+                "`await emitter.flush()` before the close would have waited for them"
+            )
+        log(logging.WARNING, "closed with events undelivered: %s%s", shown, hint)

@@ -10,8 +10,10 @@ from typing import Any
 
 import attrs
 
+from rokt_events_async._pipeline.breaker import Breaker
 from rokt_events_async._pipeline.dead_letters import DeadLetters
 from rokt_events_async._pipeline.drain import Drain
+from rokt_events_async._pipeline.health import HealthMonitor
 from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.intake import Intake
 from rokt_events_async._pipeline.ledger import Ledger
@@ -29,6 +31,7 @@ class Engine:
     """The parts that need a loop."""
 
     transport: Transport
+    health: HealthMonitor
     sender: Sender
     pool: Pool
     intake: Intake
@@ -53,27 +56,51 @@ def assemble(
     context = contextvars.copy_context()
     if dead_letters is not None:
         dead_letters.bind(loop, context)
-    settlement = Settlement(ledger, credentials)
+    breaker = Breaker(max_concurrency=settings.max_concurrency, wait=settings.retry.wait)
+    health = HealthMonitor(breaker=breaker, ledger=ledger, hooks=hooks, clock=clock, now=loop.time)
+    settlement = Settlement(ledger, credentials, now=loop.time)
     sender = Sender(
         settings=settings,
         transport=transport,
         ledger=ledger,
         settlement=settlement,
+        breaker=breaker,
+        health=health,
         hooks=hooks,
         clock=clock,
         random=random,
         now=loop.time,
     )
-    pool = Pool(settings=settings, sender=sender, settlement=settlement, loop=loop, context=context)
+    pool = Pool(
+        settings=settings,
+        sender=sender,
+        settlement=settlement,
+        breaker=breaker,
+        on_released=ledger.on_released,
+        loop=loop,
+        context=context,
+    )
+    ledger.watch(pool.held_by)
+    health.watch(pool)
     return Engine(
         transport=transport,
+        health=health,
         sender=sender,
         pool=pool,
-        intake=Intake(settings=settings, ledger=ledger, pool=pool, hooks=hooks, clock=clock, loop=loop),
+        intake=Intake(
+            settings=settings,
+            ledger=ledger,
+            pool=pool,
+            health=health,
+            hooks=hooks,
+            clock=clock,
+            loop=loop,
+        ),
         drain=Drain(
             pool=pool,
             ledger=ledger,
             transport=transport,
+            health=health,
             hooks=hooks,
             dead_letters=dead_letters,
             listeners=listeners,

@@ -76,6 +76,7 @@ class Hooks:
         self.retry = self._hook(checked, "on_retry")
         self.delivered = self._hook(checked, "on_delivered")
         self.undelivered = self._hook(checked, "on_undelivered")
+        self.health = self._hook(checked, "on_health")
         self.closed = self._hook(checked, "on_closed")
 
     def _hook(self, observers: tuple[Observer, ...], name: str) -> Hook:

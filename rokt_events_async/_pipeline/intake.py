@@ -7,11 +7,12 @@ from collections.abc import Callable
 from datetime import datetime
 
 from rokt_events_async._fields import DEFAULT_TIME, problem
+from rokt_events_async._pipeline.health import HealthMonitor
 from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.ledger import Ledger
 from rokt_events_async._pipeline.scheduler import Pool
 from rokt_events_async._protocol.encoding import Stamp, encode
-from rokt_events_async.errors import InvalidEventError, QueueFullError
+from rokt_events_async.errors import InvalidEventError
 from rokt_events_async.events import PartnerEvent, time_problems
 from rokt_events_async.outcomes import Delivery, DeliveryFailedError
 from rokt_events_async.settings import EmitterSettings
@@ -30,6 +31,7 @@ class Intake:
         settings: EmitterSettings,
         ledger: Ledger,
         pool: Pool,
+        health: HealthMonitor,
         hooks: Hooks,
         clock: Callable[[], datetime],
         loop: asyncio.AbstractEventLoop,
@@ -37,6 +39,7 @@ class Intake:
         self._when_full = settings.when_full
         self._ledger = ledger
         self._pool = pool
+        self._health = health
         self._hooks = hooks
         self._clock = clock
         self._loop = loop
@@ -66,7 +69,7 @@ class Intake:
         return delivery
 
     def accept_nowait(self, delivery: Delivery) -> bool:
-        """Accepts the event if there is room, or if a full queue drops it. Returns True if it did.
+        """Accepts the event if there is room. Returns True if it did.
 
         Raises:
             QueueFullError: The event could never fit.
@@ -78,28 +81,38 @@ class Intake:
                 self._hooks.accepted(delivery)
             return True
         self._ledger.check_size(len(delivery.wire))
-        if self._when_full != "drop":
-            return False
-        reason = "the queue was full"
-        error = DeliveryFailedError(f"dropped: {reason}", event=delivery.event, reason=reason)
-        self._ledger.drop(delivery, error, now=now)
-        return True
+        return False
 
-    async def accept(self, delivery: Delivery) -> None:
-        """Accepts an event that found no room: waits in line, or raises, as `when_full` says.
+    async def accept(self, delivery: Delivery, *, max_wait: float | None) -> None:
+        """Accepts an event that found no room: waits in line, then does as `when_full` says.
+
+        Args:
+            max_wait: Seconds to wait at most; `None` waits without bound.
+
+        Raises:
+            QueueFullError: No room came free, and `when_full` is `"raise"`.
+            EmitterClosedError: The emitter was closed meanwhile.
+        """
+        may_wait = max_wait is None or (max_wait > 0 and not self._ledger.is_jammed(delivery))
+        if may_wait and await self._ledger.wait_for_room(delivery, timeout=max_wait):
+            now = self._loop.time()
+            self._ledger.admit_granted(delivery, now=now)
+            self._pool.enqueue(delivery, now=now)
+            self._hooks.accepted(delivery)
+            return
+        self._ledger.jam(delivery)
+        self.overflow(delivery)
+
+    def overflow(self, delivery: Delivery) -> None:
+        """Does with an event that found no room as `when_full` says: accepts and fails it, or raises.
 
         Raises:
             QueueFullError: `when_full` is `"raise"`.
-            EmitterClosedError: The emitter was closed meanwhile.
         """
+        error = self._ledger.full_error(delivery)
+        self._health.refresh()
         if self._when_full == "raise":
-            raise self._ledger.full_error()
-        await self._ledger.wait_for_room(len(delivery.wire))
-        now = self._loop.time()
-        self._ledger.admit_granted(delivery, now=now)
-        self._pool.enqueue(delivery, now=now)
-        self._hooks.accepted(delivery)
-
-    def full_error(self) -> QueueFullError:
-        """Returns the error of an event that found no room."""
-        return self._ledger.full_error()
+            raise error
+        reason = "the queue was full"
+        failed = DeliveryFailedError(f"dropped: {error}", event=delivery.event, reason=reason)
+        self._ledger.drop(delivery, failed, now=self._loop.time())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import itertools
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final, Protocol
@@ -13,6 +13,20 @@ from rokt_events_async.settings import RetryPolicy
 
 MAX_RETRY_AFTER: Final = 60.0
 """The longest `Retry-After` that is honoured, in seconds: a server may ask for a rest, not for a year."""
+
+
+_CONSTANT_WAITS: Final = 4
+"""How many failures in a row have the policy's wait, before it grows."""
+
+
+def _grow() -> tuple[float, ...]:
+    waits = backoff.expo(base=2)
+    next(waits)  # backoff's wait generators yield nothing first.
+    return tuple(itertools.islice(waits, 17))
+
+
+_GROWTH: Final = _grow()
+"""How often the policy's wait is taken: 1, 2, 4, …"""
 
 
 class Random(Protocol):
@@ -39,26 +53,20 @@ def parse_retry_after(value: str | None, *, now: datetime) -> float:
     return min(max(seconds, 0.0), MAX_RETRY_AFTER)
 
 
-def next_wait(policy: RetryPolicy, *, retry_after: float, random: Random) -> float:
-    """Returns the seconds before a retry: as the policy says, but at least what the server asked for."""
-    return max(random.uniform(*policy.wait), retry_after)
+def next_wait(policy: RetryPolicy, *, failures: int, retry_after: float, random: Random) -> float:
+    """Returns the seconds before a retry: as the policy says, but at least what the server asked for.
 
+    From the fifth failure in a row on, the wait doubles. A `Retry-After` gets jitter too, or all batches
+    that were asked to wait would come back in the same millisecond.
 
-async def repeat(attempt: Callable[[], Awaitable[float | None]], *, wait: float) -> None:
-    """Waits and calls `attempt`, again and again with the wait that it returns, until it returns `None`."""
-    first = [wait]
-
-    async def again() -> float | None:
-        return first.pop() if first else await attempt()
-
-    await _waiting(again)()
-
-
-_waiting = backoff.on_predicate(
-    backoff.runtime,
-    predicate=lambda wait: wait is not None,
-    value=lambda wait: wait,
-    jitter=None,
-    logger=None,
-)
-"""`max_time` is not used, because it cuts the last wait below `Retry-After`; the sender gives up itself."""
+    Args:
+        failures: How many attempts in a row have failed.
+    """
+    shortest, longest = policy.wait
+    wait = random.uniform(shortest, longest)
+    if failures > _CONSTANT_WAITS:
+        growth = _GROWTH[min(failures - _CONSTANT_WAITS, len(_GROWTH) - 1)]
+        wait = max(wait, min(wait * growth, policy.max_backoff))
+    if retry_after > 0:
+        wait = max(wait, retry_after + random.uniform(0.0, longest - shortest))
+    return wait

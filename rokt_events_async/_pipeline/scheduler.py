@@ -1,15 +1,30 @@
-"""The pool of flush workers: when a batch is sent, and by which task.
+"""The pool of flush workers: which batch is sent when, and by which task.
 
 How it works
 ------------
-A worker is a task that runs while something is due, up to `max_concurrency` at a time. With nothing to do
-there is none. A worker takes a batch from the queue, carries it until each of its events is settled, and
-gives the session back. Two timers exist, each only while it is needed:
+A worker is a task that runs while something can start, up to `max_concurrency` at a time. With nothing to
+do there is none. A worker takes a trip, sends it until it is over or must wait, and takes the next. A trip
+that must wait is *parked*: it holds neither a task nor a slot. Its session stays in flight, so order holds.
 
-- the wake timer starts the first worker when the next batch falls due. A worker that leaves a due batch
-  behind starts the next worker;
-- the sweep timer runs while all workers are busy. It gives up events in the queue whose delivery deadline
-  has passed.
+```
+  queue ──due──▶ in flight ──over──▶ session released
+                  ▲    │
+     due again    │    │ must wait
+                  │    ▼
+                 parked ──deadline──▶ given up
+```
+
+Which trip a free slot takes:
+
+- While the breaker is closed, the trip that fell due first. Retries take at most half of the slots while
+  fresh batches wait. Trips of *slow* sessions, whose last request timed out, take at most half of the slots
+  always: requests that hang would otherwise take all of them.
+- While the breaker is open, fresh batches first: each start is a probe, and a batch that has failed is the
+  worst probe.
+- While the pool closes, fresh batches first: what was never tried has the best prospects.
+
+One timer wakes the pool when something can start. Another one, the sweep, runs while something is held up:
+it gives up events whose delivery deadline has passed.
 """
 
 from __future__ import annotations
@@ -17,29 +32,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import Context
 from typing import Final
 
-from rokt_events_async._pipeline.batching import Batches, Session
+from rokt_events_async._pipeline.batching import Batches
+from rokt_events_async._pipeline.breaker import Breaker
 from rokt_events_async._pipeline.log import log_fault
+from rokt_events_async._pipeline.parking import Parking
 from rokt_events_async._pipeline.sender import Sender
 from rokt_events_async._pipeline.settlement import Settlement
 from rokt_events_async._pipeline.trips import Trip
 from rokt_events_async.outcomes import Delivery
 from rokt_events_async.settings import EmitterSettings
 
-_SLICE: Final = 500
+_SLICE: Final = 100
 """How many events or sessions are given up between two turns of the loop."""
 
 _RESTART: Final = 0.1
 """Seconds of rest after a worker was cancelled from outside."""
 
+_LAST_ATTEMPT: Final = 1.0
+"""Seconds before the deadline of a close at which trips that would come too late get a last attempt."""
+
 
 class Pool:
-    """Owns the queue of batches, and the workers that send them.
+    """Owns the queue of batches and the parked trips, and the workers that send them.
 
     Args:
+        on_released: Called with a session's id when the session holds less than before.
         context: The context in which tasks and timers run, so that they do not inherit a caller's.
     """
 
@@ -49,24 +70,31 @@ class Pool:
         settings: EmitterSettings,
         sender: Sender,
         settlement: Settlement,
+        breaker: Breaker,
+        on_released: Callable[[str], None],
         loop: asyncio.AbstractEventLoop,
         context: Context,
     ) -> None:
         self._queue: Batches[Delivery] = Batches(
             max_batch_size=settings.max_batch_size, linger=settings.flush_interval
         )
+        self._parking = Parking()
         self._sender = sender
         self._settlement = settlement
-        self._deadline = settings.retry.deadline
+        self._breaker = breaker
+        self._on_released = on_released
+        self._deadline = settings.deadline
         self._max_concurrency = settings.max_concurrency
+        self._max_retries = max(1, settings.max_concurrency // 2)
+        self._retries = {False: 0, True: 0}  # In flight, by whether their session is slow.
         self._sweep_interval = min(1.0, max(0.05, settings.request_timeout / 2))
         self._loop = loop
         self._context = context
         self._workers: dict[asyncio.Task[None], None] = {}  # Ordered: a set would be ordered by address.
         self._wake_timer: asyncio.Handle | None = None
-        """Starts a worker for the oldest batch, if set. A batch that opens later is not older."""
         self._wakes_at = math.inf  # Kept here: uvloop's handle for a time that has come has no `when()`.
         self._sweep_timer: asyncio.TimerHandle | None = None
+        self._closes_at = math.inf
         self._is_stopping = False
 
     @property
@@ -74,30 +102,106 @@ class Pool:
         """Sessions with events waiting or in flight."""
         return self._queue.sessions
 
+    @property
+    def parked(self) -> int:
+        """Sessions whose batch waits for its next attempt, or for a slot."""
+        return len(self._parking)
+
+    @property
+    def next_attempt_at(self) -> float:
+        """When the next parked batch is due, by the loop's clock. Safe from any thread."""
+        return self._parking.peek()
+
+    def held_by(self, session_id: str) -> tuple[int, int]:
+        """Returns how many events and bytes of a session are pending."""
+        return self._queue.held_by(session_id)
+
     def enqueue(self, delivery: Delivery, *, now: float) -> None:
         """Queues an admitted event."""
-        if self._queue.add(delivery.event.session_id, delivery, now=now):
-            self._start_worker()
-        elif self._wake_timer is None:
-            self._arm()
+        if self._queue.add(delivery.event.session_id, delivery, size=len(delivery.wire), now=now):
+            self._wake(now)
+        elif self._wake_timer is None or self._breaker.starts_at > now:
+            self._arm()  # Held up by the breaker, it may need the sweep although a wake-up is scheduled.
 
     def flush(self) -> None:
         """Makes every queued event due now."""
         self._queue.flush()
         if self._queue.next_due() is not None:
-            self._start_worker()
+            self._wake(self._loop.time())
 
-    # When to run.
+    def close(self, *, deadline: float) -> None:
+        """Prepares for a stop at the deadline: parked trips that would come too late get a last attempt."""
+        self._closes_at = deadline
+        for trip in tuple(self._parking):
+            self._parking.remove(trip)
+            self._park(trip, trip.due_at)
+        self.flush()
+        self._arm()
+
+    # What to start, and when.
 
     def _is_busy(self) -> bool:
         return len(self._workers) >= self._max_concurrency
 
-    def _start_worker(self) -> None:
-        """Starts a worker for a due batch, unless enough workers run."""
+    def _starts_at(self, now: float) -> float:
+        """Returns when something can start, if nothing changes before; infinity if nothing can."""
+        if self._is_busy():
+            return math.inf
+        fresh_at = self._queue.next_due()
+        when = min(math.inf if fresh_at is None else fresh_at, self._retry_due(fresh_at, now))
+        return when if when == math.inf else max(when, now, self._breaker.starts_at)
+
+    def _retry_due(self, fresh_at: float | None, now: float) -> float:
+        """Returns when a parked trip may start, as far as its share of the slots allows."""
+        due = math.inf
+        if self._retries[True] < self._max_retries:
+            due = self._parking.next_due(is_slow=True)
+        has_fresh = fresh_at is not None and fresh_at <= now
+        if not has_fresh or sum(self._retries.values()) < self._max_retries:
+            due = min(due, self._parking.next_due(is_slow=False))
+        return due
+
+    def _take(self) -> Trip | None:
+        """Takes the trip that the free slot sends next."""
+        now = self._loop.time()
+        if not self._breaker.may_start(now=now):
+            return None
+        prefers_fresh = self._breaker.is_open or self._closes_at < math.inf
+        retry_at = self._retry_due(self._queue.next_due(), now)
+        if prefers_fresh or retry_at > now or retry_at > self._queue.due_since(now=now):
+            if (trip := self._take_fresh(now)) is not None:
+                return trip
+            retry_at = self._retry_due(None, now)
+        return self._take_parked(now) if retry_at <= now else None
+
+    def _take_fresh(self, now: float) -> Trip | None:
+        """Takes a fresh batch. Batches of slow sessions are parked: they wait for a slot as retries do."""
+        while (taken := self._queue.take(now=now)) is not None:
+            trip = Trip(*taken)
+            if not trip.session.is_slow:
+                return trip
+            self._park(trip, now)
+        return None
+
+    def _take_parked(self, now: float) -> Trip:
+        slow_at = self._parking.next_due(is_slow=True)
+        other_at = self._parking.next_due(is_slow=False)
+        is_slow = self._retries[True] < self._max_retries and slow_at <= min(now, other_at)
+        return self._parking.take(is_slow=is_slow)
+
+    def _park(self, trip: Trip, until: float) -> None:
+        batch = trip.batch
+        assert batch is not None, "a trip that is over is not parked"
+        if self._closes_at < until:
+            until = min(until, max(trip.not_before, self._closes_at - _LAST_ATTEMPT, self._loop.time()))
+        self._parking.park(trip, until=until, deadline=batch.deliveries[0].accepted_at + self._deadline)
+
+    def _wake(self, now: float) -> None:
+        """Starts a worker if something can start, otherwise sets the timers."""
         if self._is_stopping:
             return
-        if self._is_busy():
-            self._arm_sweep()
+        if self._is_busy() or self._breaker.starts_at > now:
+            self._arm()
             return
         # Not by the loop's task factory: an eager one would run the worker inside `track()`.
         task = asyncio.Task(
@@ -107,13 +211,15 @@ class Pool:
         task.add_done_callback(self._on_worker_done)
 
     def _arm(self) -> None:
-        """Schedules the wake-up for the next due batch."""
-        if self._is_busy():
-            self._arm_sweep()
+        """Schedules the next start, and the sweep if something is held up."""
+        if self._is_stopping:
             return
-        due_at = self._queue.next_due()
-        if due_at is not None:
-            self._wake_at(max(due_at, self._loop.time()))
+        now = self._loop.time()
+        when = self._starts_at(now)
+        if when < math.inf:
+            self._wake_at(when)
+        if len(self._parking) or self._is_busy() or self._breaker.starts_at > now:
+            self._arm_sweep()
 
     def _wake_at(self, when: float) -> None:
         if self._wake_timer is not None:
@@ -125,21 +231,20 @@ class Pool:
 
     def _on_due(self) -> None:
         self._wake_timer = None
-        self._start_worker()
+        self._wake(self._loop.time())
 
     def _on_worker_done(self, task: asyncio.Task[None]) -> None:
         del self._workers[task]
-        if not self._workers and self._sweep_timer is not None:
+        if self._sweep_timer is not None and not self._queue.sessions:
             self._sweep_timer.cancel()
             self._sweep_timer = None
         fault = None if task.cancelled() else task.exception()
         if fault is not None:
             log_fault(fault)
-        if self._is_stopping:
-            return
         if task.cancelled() or fault is not None:
             # Cancelled from outside, perhaps because the loop is ending, or died of a fault: rest first.
-            self._wake_at(self._loop.time() + _RESTART)
+            if not self._is_stopping:
+                self._wake_at(self._loop.time() + _RESTART)
         else:
             self._arm()
 
@@ -147,38 +252,49 @@ class Pool:
 
     async def _work(self) -> None:
         unsent = 0
-        while (taken := self._queue.take(now=self._loop.time())) is not None:
+        while (trip := self._take()) is not None:
             self._start_next()
-            session, deliveries = taken
             requests = self._sender.requests
-            try:
-                await self._sender.carry(Trip(session, deliveries))
-            finally:
-                self._release(session)
-            unsent = unsent + len(deliveries) if self._sender.requests == requests else 0
+            await self._send(trip)
+            unsent = unsent + trip.size[0] if self._sender.requests == requests else 0
             if unsent >= _SLICE:  # All of them overdue or expired: nothing has let the loop turn.
                 unsent = 0
                 await asyncio.sleep(0)
 
     def _start_next(self) -> None:
-        """Starts or schedules the worker for the next due batch: the current worker is busy from now on."""
-        if self._is_busy():
-            self._arm_sweep()
-            return
-        due_at = self._queue.next_due()
-        if due_at is not None and due_at <= self._loop.time():
-            self._start_worker()
+        """Starts or schedules the next worker: the current one is busy from now on."""
+        now = self._loop.time()
+        if self._starts_at(now) <= now:
+            self._wake(now)
         else:
             self._arm()
 
-    def _release(self, session: Session[Delivery]) -> None:
-        now = self._loop.time()
+    async def _send(self, trip: Trip) -> None:
+        """Sends a trip until it is over, or parks it."""
+        is_slow, is_retry = trip.session.is_slow, trip.is_retry or trip.session.is_slow
+        self._retries[is_slow] += is_retry
+        wait = None
+        try:
+            wait = await self._sender.advance(trip)
+        finally:
+            self._retries[is_slow] -= is_retry
+            if wait is None:
+                self._release(trip)
+        if wait is not None:
+            self._park(trip, self._loop.time() + wait)
+
+    def _release(self, trip: Trip) -> None:
+        """Takes back the session of a trip that is over."""
+        now, session = self._loop.time(), trip.session
+        items, size = trip.size
+        self._queue.give_back(session.id, items=items, size=size)
         if session.has_more:
             is_overdue = self._sender.overdue_by(now)
             self._give_up_overdue(self._queue.drop_overdue(session, is_overdue, at_most=_SLICE))
         self._queue.release(session, now=now)
+        self._on_released(session.id)
 
-    # Deadlines in the queue, while all workers are busy.
+    # Deadlines, while something is held up.
 
     def _arm_sweep(self) -> None:
         if self._sweep_timer is None:
@@ -188,17 +304,37 @@ class Pool:
         self._sweep_timer = self._loop.call_later(wait, self._sweep, start, context=self._context)
 
     def _sweep(self, start: int) -> None:
-        is_overdue = self._sender.overdue_by(self._loop.time())
-        overdue, start = self._queue.take_overdue(is_overdue, start=start, at_most=_SLICE)
+        self._sweep_timer = None
+        now = self._loop.time()
+        handled = self._sweep_parked(now)
+        overdue, start = self._queue.take_overdue(self._sender.overdue_by(now), start=start, at_most=_SLICE)
         self._give_up_overdue(overdue)
-        if self._is_busy():
-            is_done = start == 0 and len(overdue) < _SLICE
-            self._sweep_after(self._sweep_interval if is_done else 0, start)
-        else:
-            self._sweep_timer = None
+        if start or handled >= _SLICE or len(overdue) >= _SLICE:
+            self._sweep_after(0, start)
+        elif len(self._parking) or (
+            self._queue.sessions and (self._is_busy() or self._breaker.starts_at > now)
+        ):
+            self._sweep_after(self._sweep_interval, 0)
+
+    def _sweep_parked(self, now: float) -> int:
+        """Gives up overdue events of parked trips, a slice of them. Returns how many trips it looked at."""
+        handled = 0
+        while handled < _SLICE and (trip := self._parking.take_overdue(now=now)) is not None:
+            handled += 1
+            self._sender.give_up_overdue(trip)
+            if trip.batch is None:
+                self._release(trip)
+            else:
+                self._park(trip, trip.due_at)
+        return handled
 
     def _give_up_overdue(self, deliveries: Iterable[Delivery]) -> None:
-        self._settlement.abandon(deliveries, f"its deadline of {self._deadline:g} s passed in the queue")
+        for delivery in deliveries:
+            session_id = delivery.event.session_id
+            self._queue.give_back(session_id, items=1, size=len(delivery.wire))
+            reason = f"its deadline of {self._deadline:g} s passed in the queue"
+            self._settlement.abandon((delivery,), reason)
+            self._on_released(session_id)
 
     # The end.
 
@@ -226,11 +362,16 @@ class Pool:
         self._wake_timer = self._sweep_timer = None
 
     def _give_up_some(self) -> bool:
-        """Fails a slice of the queue, as closed before it was sent. Returns True if there was any."""
+        """Ends a slice of what is parked, then of the queue. Returns True if there was any."""
         handled = 0
+        for trip in tuple(self._parking)[:_SLICE]:
+            self._parking.remove(trip)
+            self._sender.close(trip)
+            self._release(trip)
+            handled += 1
         while handled < _SLICE and (taken := self._queue.take(now=math.inf)) is not None:
-            session, deliveries = taken
-            self._settlement.abandon(deliveries, "the emitter was closed")
-            self._queue.release(session, now=self._loop.time())
-            handled += len(deliveries)
+            trip = Trip(*taken)
+            self._settlement.abandon(taken[1], "the emitter was closed")
+            self._release(trip)
+            handled += trip.size[0]
         return handled > 0

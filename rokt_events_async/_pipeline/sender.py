@@ -1,9 +1,9 @@
 """The journey of one batch: what may still be sent, one request, and what its reply does to the events.
 
 ```
-          ┌─────────────────────────── wait ◀───────────────────────────┐
-          ▼                                                             │ retry
-   overdue, expired leave ──▶ POST ──▶ classify ──▶ settled / split / given up
+                            park ◀──────────── retry ◀───────────────┐
+                             │                                       │
+   overdue, expired leave ◀──┘──▶ POST ──▶ classify ──▶ settled / split / given up
 ```
 
 Every path ends in an outcome. A batch whose task is cancelled, or dies of a fault, is settled too: as
@@ -12,12 +12,13 @@ unconfirmed if Rokt may have accepted it, otherwise as failed.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final
 
 from rokt_events_async._pipeline import retry
+from rokt_events_async._pipeline.breaker import Breaker
+from rokt_events_async._pipeline.health import HealthMonitor
 from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.ledger import Ledger
 from rokt_events_async._pipeline.log import log_fault
@@ -44,6 +45,11 @@ _MAX_REFUSALS: Final = 16
 Refusals of single events do not count: they say nothing about other events.
 """
 
+_MAX_SERVER_ERRORS: Final = 3
+"""After this many failures with a 5xx other than 503 a batch is split: one event may make the server fail."""
+
+_RETRIES: Final = (Disposition.RETRY, Disposition.RETRY_MAYBE_ACCEPTED)
+
 _INTERRUPTED: Final = NoReply("interrupted")
 
 
@@ -62,6 +68,8 @@ class Sender:
         transport: Transport,
         ledger: Ledger,
         settlement: Settlement,
+        breaker: Breaker,
+        health: HealthMonitor,
         hooks: Hooks,
         clock: Callable[[], datetime],
         random: retry.Random,
@@ -69,9 +77,12 @@ class Sender:
     ) -> None:
         self._endpoint = settings.endpoint
         self._policy = settings.retry
+        self._deadline = settings.deadline
         self._transport = transport
         self._ledger = ledger
         self._settlement = settlement
+        self._breaker = breaker
+        self._health = health
         self._hooks = hooks
         self._clock = clock
         self._random = random
@@ -81,30 +92,51 @@ class Sender:
         self.requests = 0
         self.retries = 0
 
-    async def carry(self, trip: Trip) -> None:
-        """Carries a trip until each of its events is settled. Halves go in order, the first one first."""
+    async def advance(self, trip: Trip) -> float | None:
+        """Sends what is left of a trip, until each event is settled or a batch must wait.
+
+        Halves go in order, the first one first.
+
+        Returns:
+            The seconds to wait before the next attempt; `None` if the trip is over.
+        """
         try:
             while (batch := trip.batch) is not None:
-                wait = await self._attempt(batch)
+                wait = await self._attempt(trip, batch)
+                if batch.halves or wait is None:
+                    trip.advance()
                 if wait is not None:
-                    await retry.repeat(functools.partial(self._attempt, batch), wait=wait)
-                trip.advance()
+                    return wait
         except Exception as fault:  # noqa: BLE001 -- whatever the fault, its events have to be settled
             self._interrupt(trip, "a fault in the library, see the log")
             log_fault(fault)
         except BaseException:  # Cancelled; or an exit, which has to end the program.
-            self._interrupt(trip, "the emitter was closed")
+            self.close(trip)
             raise
+        return None
+
+    def close(self, trip: Trip) -> None:
+        """Settles what is left of a trip, because the emitter is closed."""
+        self._interrupt(trip, "the emitter was closed")
 
     def _interrupt(self, trip: Trip, reason: str) -> None:
         for batch in trip.rest():
             pending = [delivery for delivery in batch.deliveries if delivery.generation is not None]
             batch.interrupt()
             self._settlement.give_up(batch, pending, batch.with_last_reason(reason))
+        trip.clear()
+
+    def give_up_overdue(self, trip: Trip) -> None:
+        """Gives up the overdue events of a parked trip; empty batches leave it."""
+        while (batch := trip.batch) is not None:
+            self._drop_overdue(batch)
+            if batch.deliveries:
+                return
+            trip.advance()
 
     # One attempt.
 
-    async def _attempt(self, batch: Batch) -> float | None:
+    async def _attempt(self, trip: Trip, batch: Batch) -> float | None:
         """Sends a batch once and settles what the reply settles. Returns the wait before the next attempt."""
         self._drop_overdue(batch)
         self._drop_expired(batch)
@@ -112,6 +144,7 @@ class Sender:
             return None
         request = self._next_request(batch)
         began = self._now()
+        self._breaker.on_start(now=began)
         reply: Reply | NoReply = _INTERRUPTED
         self.in_flight += 1
         try:
@@ -120,7 +153,7 @@ class Sender:
             self.in_flight -= 1
             if self._hooks.request:
                 self._report_request(batch, request, reply, self._now() - began)
-        return self._on_reply(batch, reply)
+        return self._on_reply(trip, batch, reply)
 
     def _report_request(
         self, batch: Batch, request: Request, reply: Reply | NoReply, duration: float
@@ -150,14 +183,14 @@ class Sender:
 
     def _drop_overdue(self, batch: Batch) -> None:
         now = self._now()
-        if batch.deliveries[0].accepted_at <= now - self._policy.deadline:  # The first was accepted first.
+        if batch.deliveries[0].accepted_at <= now - self._deadline:  # The first was accepted first.
             overdue = batch.take_front(self.overdue_by(now))
-            reason = f"its deadline of {self._policy.deadline:g} s has passed"
+            reason = f"its deadline of {self._deadline:g} s has passed"
             self._settlement.give_up(batch, overdue, batch.with_last_reason(reason))
 
     def overdue_by(self, now: float) -> Callable[[Delivery], bool]:
         """Returns the test for events whose delivery deadline has passed at `now`."""
-        accepted_before = now - self._policy.deadline
+        accepted_before = now - self._deadline
         return lambda delivery: delivery.accepted_at <= accepted_before
 
     def _drop_expired(self, batch: Batch) -> None:
@@ -176,68 +209,104 @@ class Sender:
 
     # What a reply does to a batch.
 
-    def _on_reply(self, batch: Batch, reply: Reply | NoReply) -> float | None:
+    def _on_reply(self, trip: Trip, batch: Batch, reply: Reply | NoReply) -> float | None:
         """Settles what the reply settles. Returns the wait before the next attempt, if there is one."""
         if isinstance(reply, NoReply):
-            return self._on_no_reply(batch, reply)
+            return self._on_no_reply(trip, batch, reply)
         batch.status = reply.status
-        match classify(reply.status):
+        trip.session.is_slow = False
+        disposition = classify(reply.status)
+        if disposition in _RETRIES:
+            if disposition is Disposition.RETRY_MAYBE_ACCEPTED:
+                batch.maybe_accepted = True
+            return self._retry(trip, batch, f"HTTP {reply.status}", reply)
+        self._breaker.on_answer()
+        match disposition:
             case Disposition.ANSWERED:
                 self._on_answer(batch, reply)
-                return None
             case Disposition.REFUSED:
                 self._on_refused(batch, reply)
-                return None
             case Disposition.CREDENTIALS_REFUSED:
                 self._settlement.refuse_credentials(batch, reply)
-                return None
-            case Disposition.RETRY:
-                return self._retry(batch, f"HTTP {reply.status}", reply)
-            case Disposition.RETRY_MAYBE_ACCEPTED:
-                batch.maybe_accepted = True
-                return self._retry(batch, f"HTTP {reply.status}", reply)
             case _:
                 reason = f"HTTP {reply.status}{self._hint(reply.status)}"
-                self._settlement.give_up(batch, batch.deliveries, reason, self._settlement.read_errors(reply))
-                return None
+                errors = self._settlement.read_errors(reply)
+                self._settlement.give_up(batch, batch.deliveries, reason, errors)
+        if self._health.is_watching:
+            self._health.refresh()
+        return None
 
     def _hint(self, status: int) -> str:
         if 300 <= status <= 399:
             return ", redirects are not followed"
         return f", is the endpoint right? It is {self._endpoint}" if status in (404, 405) else ""
 
-    def _on_no_reply(self, batch: Batch, reply: NoReply) -> float | None:
+    def _on_no_reply(self, trip: Trip, batch: Batch, reply: NoReply) -> float | None:
         assert batch.request is not None
+        if reply.is_timeout:
+            trip.session.is_slow = True
         if batch.request.went_out:
             batch.maybe_accepted = True
-            if not self._policy.retry_unconfirmed:
-                self._settlement.give_up(
-                    batch, batch.deliveries, f"{reply.reason} after the request went out"
-                )
-                return None
-        return self._retry(batch, reply.reason, None)
+        return self._retry(trip, batch, reply.reason, None)
 
-    def _retry(self, batch: Batch, reason: str, reply: Reply | None) -> float | None:
+    def _retry(self, trip: Trip, batch: Batch, reason: str, reply: Reply | None) -> float | None:
         """Returns the wait before the next attempt. Events that cannot have one are given up now."""
+        now = self._now()
+        status = reply.status if reply else None
+        value = reply.headers.get("Retry-After") if reply else None
+        retry_after = retry.parse_retry_after(value, now=self._clock())
+        was_open = self._breaker.is_open
+        self._breaker.on_failure(trip.session.id, now=now, retry_after=retry_after, status=status)
+        self._health.on_failure(reason, now=now)
+        went_out = batch.request is not None and batch.request.went_out
         batch.request = None
         batch.failures += 1
         batch.reason = reason
-        if self._policy.max_attempts is not None and batch.failures >= self._policy.max_attempts:
-            attempts = "1 failed attempt" if batch.failures == 1 else f"{batch.failures} failed attempts"
-            self._settlement.give_up(batch, batch.deliveries, f"{reason}, {attempts}")
+        batch.server_errors += status is not None and status >= 500 and status != 503
+        if batch.maybe_accepted and not was_open:
+            batch.resends += 1
+        if (cause := self._has_had_enough(batch, went_out=went_out and reply is None)) is not None:
+            self._settlement.give_up(batch, batch.deliveries, f"{reason}{cause}")
             return None
-        value = reply.headers.get("Retry-After") if reply else None
-        retry_after = retry.parse_retry_after(value, now=self._clock())
-        wait = retry.next_wait(self._policy, retry_after=retry_after, random=self._random)
-        overdue = batch.take_front(self.overdue_by(self._now() + wait))
+        wait = retry.next_wait(
+            self._policy, failures=batch.failures, retry_after=retry_after, random=self._random
+        )
+        trip.not_before = now + max(retry_after, self._policy.wait[0])
+        overdue = batch.take_front(self.overdue_by(now + wait))
         self._settlement.give_up(batch, overdue, f"{reason}, and its deadline falls before the next attempt")
         if not batch.deliveries:
             return None
         batch.is_retry = True
         if self._hooks.retry:
-            status = reply.status if reply else None
-            self._hooks.retry(RetryReport(tuple(batch.deliveries), batch.attempts, status, reason, wait))
+            self._report_retry(batch, status, wait)
+        if batch.server_errors >= _MAX_SERVER_ERRORS and len(batch.deliveries) > 1 and not was_open:
+            batch.split()
         return wait
+
+    def _has_had_enough(self, batch: Batch, *, went_out: bool) -> str | None:
+        """Returns why a batch must not be sent again, if it must not."""
+        if went_out and not self._policy.retry_unconfirmed:
+            return " after the request went out"
+        attempts = f", {batch.attempts} attempt{'s' if batch.attempts > 1 else ''}"
+        if self._policy.max_attempts is not None and batch.attempts >= self._policy.max_attempts:
+            return attempts
+        if batch.resends >= self._policy.max_unconfirmed_attempts:
+            return f"{attempts}, and Rokt may have accepted it each time"
+        return None
+
+    def _report_retry(self, batch: Batch, status: int | None, wait: float) -> None:
+        pending, sessions = self._health.backlog()
+        self._hooks.retry(
+            RetryReport(
+                tuple(batch.deliveries),
+                batch.attempts,
+                status,
+                batch.reason,
+                wait,
+                pending=pending,
+                sessions=sessions,
+            )
+        )
 
     def _on_answer(self, batch: Batch, reply: Reply) -> None:
         self._refusals = 0

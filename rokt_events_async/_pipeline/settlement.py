@@ -6,7 +6,7 @@ Every event has an exception of its own. Tracebacks would pile up on a shared on
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from rokt_events_async._pipeline.ledger import Ledger
@@ -38,17 +38,22 @@ class Settlement:
 
     Args:
         credentials: The credentials whose secret is kept out of every error.
+        now: Returns the loop's time.
     """
 
-    def __init__(self, ledger: Ledger, credentials: Credentials) -> None:
+    def __init__(self, ledger: Ledger, credentials: Credentials, *, now: Callable[[], float]) -> None:
         self._ledger = ledger
+        self._now = now
         self._credentials = credentials
         self._has_warned_of_credentials = False
 
     def deliver(self, batch: Batch, deliveries: Iterable[Delivery]) -> None:
         """Ends events as delivered."""
         self._ledger.settle_delivered(
-            deliveries, attempts=batch.attempts, maybe_duplicate=batch.maybe_accepted
+            deliveries,
+            attempts=batch.attempts,
+            maybe_duplicate=batch.maybe_accepted,
+            now=self._now(),
         )
 
     def reject(self, batch: Batch, delivery: Delivery, errors: tuple[ApiError, ...]) -> None:

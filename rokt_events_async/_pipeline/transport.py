@@ -34,6 +34,7 @@ MAX_BODY: Final = 256 * 1024
 _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 _BODY_HEADERS: Final = CIMultiDict({hdrs.CONTENT_TYPE: "application/json"})
 _FRESH_CONNECTIONS: Final = 2
+_SERVER_ERRORS: Final = 500
 _UNENCODED: Final = ("", "identity")
 
 
@@ -159,6 +160,7 @@ class HttpTransport:
         response: aiohttp.ClientResponse | None = None
         body: bytes | None = None
         reason: str | None = None
+        has_timed_out = False
         try:
             response = await self._session.post(
                 self._endpoint,
@@ -172,7 +174,8 @@ class HttpTransport:
             )
             body = await _read(response)
         except asyncio.CancelledError:
-            if not exchange.has_timed_out():
+            has_timed_out = exchange.has_timed_out()
+            if not has_timed_out:
                 raise
             reason = f"no answer within {self._timeout:g} s"
         except (aiohttp.ClientError, OSError) as error:
@@ -182,14 +185,11 @@ class HttpTransport:
                 raise
             reason = "the session that was passed in is closed"
         finally:
-            if body is None:  # A response that was read to its end has released its connection itself.
-                if response is not None:
-                    response.release()
-                request.hang_up()
+            _let_go(request, response, is_read=body is not None)
         # Outside the handlers, or the exception would stay in the context of later exceptions.
         if response is not None and request.went_out:
             return Reply(response.status, response.headers, body)
-        return NoReply(reason) if reason else None
+        return NoReply(reason, is_timeout=has_timed_out) if reason else None
 
     async def aclose(self) -> None:
         """Closes its own session; a caller's session stays open."""
@@ -322,6 +322,18 @@ def _make_session(connections: int, headers: CIMultiDict[str]) -> aiohttp.Client
         timeout=_NO_TIMEOUT,
         trust_env=False,
     )
+
+
+def _let_go(request: Request, response: aiohttp.ClientResponse | None, *, is_read: bool) -> None:
+    """Gives the connection back, or drops it.
+
+    A response that was read to its end has given it back itself. After a 5xx it is dropped all the same:
+    a drained server behind a name that has moved would keep answering on a kept connection.
+    """
+    if response is not None and not is_read:
+        response.release()
+    if not is_read or (response is not None and response.status >= _SERVER_ERRORS):
+        request.hang_up()
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes | None:

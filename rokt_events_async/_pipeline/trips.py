@@ -7,6 +7,7 @@ place, the first half first, so that order within the session is kept. A trip en
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 from rokt_events_async._pipeline.batching import Session
@@ -27,6 +28,8 @@ class Batch:
         "maybe_accepted",
         "reason",
         "request",
+        "resends",
+        "server_errors",
         "status",
     )
 
@@ -34,6 +37,11 @@ class Batch:
         self.deliveries = deliveries
         self.attempts = 0
         self.failures = 0
+        """How many attempts in a row have failed."""
+        self.server_errors = 0
+        """How many of these were a 5xx other than 503."""
+        self.resends = 0
+        """How often the events were sent again although Rokt may have accepted them."""
         self.status: int | None = None
         self.reason = ""
         """Why the last attempt failed, in words."""
@@ -72,18 +80,33 @@ class Batch:
         batch = Batch(deliveries)
         batch.attempts, batch.failures, batch.status = self.attempts, self.failures, self.status
         batch.maybe_accepted, batch.is_resent = self.maybe_accepted, self.is_resent
-        batch.reason = self.reason
+        batch.reason, batch.is_retry = self.reason, self.is_retry
+        batch.resends, batch.server_errors = self.resends, self.server_errors
         return batch
 
 
 class Trip:
     """A session, and the stack of batches that are left of what it took."""
 
-    __slots__ = ("_stack", "session")
+    __slots__ = ("_stack", "deadline", "due_at", "not_before", "session", "size")
 
     def __init__(self, session: Session[Delivery], deliveries: list[Delivery]) -> None:
         self.session = session
         self._stack = [Batch(deliveries)]
+        self.size = len(deliveries), sum([len(delivery.wire) for delivery in deliveries])
+        """Events and bytes that the trip holds of its session's share, until it is over."""
+        self.due_at = -math.inf
+        """When its next attempt is due, while it is parked."""
+        self.not_before = -math.inf
+        """The earliest time of its next attempt: what a `Retry-After` asked for."""
+        self.deadline = math.inf
+        """Under which deadline it is filed while it is parked."""
+
+    @property
+    def is_retry(self) -> bool:
+        """True if its next request repeats one that failed."""
+        batch = self.batch
+        return batch is not None and batch.is_retry
 
     @property
     def batch(self) -> Batch | None:
@@ -93,6 +116,10 @@ class Trip:
     def advance(self) -> None:
         """Leaves the batch whose turn it was: its halves follow, if it was split."""
         self._stack.extend(reversed(self._stack.pop().halves))
+
+    def clear(self) -> None:
+        """Ends the trip, once all that was left of it is settled."""
+        self._stack.clear()
 
     def rest(self) -> list[Batch]:
         """Returns all batches that are left, the next one first."""

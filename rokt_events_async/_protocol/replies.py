@@ -29,6 +29,7 @@ class NoReply:
     """No status line was received, for this reason. It does not say whether the request went out."""
 
     reason: str
+    is_timeout: bool = False
 
 
 @attrs.frozen

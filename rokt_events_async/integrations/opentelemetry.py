@@ -10,6 +10,8 @@
 | `rokt.client.retries` | counter, `{request}` | requests that are retried |
 | `rokt.client.outcomes` | counter, `{event}` | outcomes of events, by `rokt.outcome` |
 | `rokt.client.pending` | up-down counter, `{event}` | events accepted and not settled |
+| `rokt.client.breaker.open` | up-down counter, `{emitter}` | emitters whose breaker is open |
+| `rokt.client.outage` | up-down counter, `{emitter}` | emitters in an outage |
 | `rokt.client.oldest_pending.age` | gauge, `s` | how long the oldest of them has been pending |
 
 All have the attributes `messaging.*`; the first two also `server.address` and `server.port`. `error.type`
@@ -43,7 +45,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 from yarl import URL
 
 from rokt_events_async.observers import Observer, RequestReport, RetryReport, error_codes
-from rokt_events_async.outcomes import Delivery, DeliveryError, Receipt
+from rokt_events_async.outcomes import Delivery, DeliveryError, Health, Receipt
 
 _SCOPE: Final = "rokt_events_async"
 _DESTINATION: Final = "server_events"
@@ -121,6 +123,12 @@ class OpenTelemetryObserver(Observer):
             unit="s",
             description="For how long the oldest pending event has been pending.",
         )
+        self._breaker_open = meter.create_up_down_counter(
+            "rokt.client.breaker.open", unit="{emitter}", description="Emitters whose breaker is open."
+        )
+        self._outage = meter.create_up_down_counter(
+            "rokt.client.outage", unit="{emitter}", description="Emitters in an outage."
+        )
         self._pending: dict[Delivery, _Tracked] = {}  # In the order of acceptance.
         self._error_types: set[str] = set()
         self._servers: dict[str, Attributes] = {}
@@ -141,6 +149,10 @@ class OpenTelemetryObserver(Observer):
 
     def on_retry(self, retry: RetryReport) -> None:
         self._retries.add(1, _OPERATION | {"error.type": _error_type(retry.status)})
+
+    def on_health(self, before: Health, after: Health) -> None:
+        self._breaker_open.add(after.is_breaker_open - before.is_breaker_open, _OPERATION)
+        self._outage.add((after.state == "outage") - (before.state == "outage"), _OPERATION)
 
     def on_delivered(self, delivery: Delivery, receipt: Receipt) -> None:
         self._pending.pop(delivery, None)

@@ -126,7 +126,7 @@ async def test_a_plain_handler_does_not_hold_the_loop(sandbox: Sandbox) -> None:
             await asyncio.sleep(0)
 
     ticking = asyncio.create_task(tick())
-    settings: dict[str, Any] = {"max_pending": 1, "when_full": "drop", "observers": []}
+    settings: dict[str, Any] = {"max_pending": 1, "max_wait": 0, "observers": []}
     async with emitter_for(sandbox, on_undelivered=lambda error: turns.append(count), **settings) as emitter:
         for _ in range(50):
             await emitter.track(event())

@@ -26,7 +26,7 @@ from tests.samples import OpenEmitter, emitter_for, event
 async def test_close_turns_away_who_waits_for_room() -> None:
     """They get an error rather than a wait without end."""
     async with Sandbox(latency=1.0) as slow:
-        async with emitter_for(slow, max_pending=1, flush_interval=0) as emitter:
+        async with emitter_for(slow, max_pending=1, max_wait=None, flush_interval=0) as emitter:
             await emitter.track(event())
             waiting = asyncio.create_task(emitter.track(event()))
             await asyncio.sleep(0.1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
+import attrs
 import pytest
 
 from rokt_events_async import (
@@ -15,19 +17,20 @@ from rokt_events_async import (
 )
 from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.ledger import Ledger
-from tests.samples import delivery
+from tests.samples import SETTINGS, delivery, event
 
 
 def make(max_pending: int = 2, max_pending_bytes: int = 100) -> Ledger:
-    return Ledger(max_pending=max_pending, max_pending_bytes=max_pending_bytes, hooks=Hooks())
+    settings = attrs.evolve(SETTINGS, max_pending=max_pending, max_pending_bytes=max_pending_bytes)
+    return Ledger(settings, Hooks())
 
 
 def settle(ledger: Ledger, *deliveries: Delivery) -> None:
-    ledger.settle_delivered(deliveries, attempts=1, maybe_duplicate=False)
+    ledger.settle_delivered(deliveries, attempts=1, maybe_duplicate=False, now=0.0)
 
 
 async def admit(ledger: Ledger, of: Delivery) -> Delivery:
-    await ledger.wait_for_room(len(of.wire))
+    assert await ledger.wait_for_room(of, timeout=None)
     ledger.admit_granted(of, now=0.0)
     return of
 
@@ -240,3 +243,123 @@ async def test_a_report_counts_from_the_close() -> None:
 
     assert ledger.report() == DrainReport(delivered=1, failed=1, undelivered=(error,))
     assert error.outcome == "failed"
+
+
+def shared(held: dict[str, int]) -> Ledger:
+    """An account in which sessions hold what `held` says, and may hold two events."""
+    bounds: dict[str, Any] = {"max_pending": 8, "max_batch_size": 1, "max_session_share": 0.25}
+    made = Ledger(attrs.evolve(SETTINGS, **bounds), Hooks())
+    made.watch(lambda session_id: (held.get(session_id, 0), 0))
+    return made
+
+
+def of(session: str) -> Delivery:
+    made = delivery()
+    made.event = event(session)
+    return made
+
+
+async def test_a_session_at_its_share_blocks_no_other() -> None:
+    """Its callers wait in a line of their own, and are served when it holds less."""
+    held: dict[str, int] = {}
+    ledger = shared(held)
+    busy = [of("busy") for _ in range(2)]
+    for one in busy:
+        assert ledger.admit_nowait(one, now=0.0)
+    held["busy"] = 2
+    waiting = [asyncio.create_task(admit(ledger, of("busy"))) for _ in range(2)]
+    await turn()
+
+    assert not ledger.admit_nowait(of("busy"), now=0.0)
+    assert ledger.admit_nowait(of("other"), now=0.0)
+    assert ledger.problems == ("session_stalled",)
+    settle(ledger, busy[0])
+    held["busy"] = 1
+    ledger.on_released("busy")
+    await turn()
+    assert [task.done() for task in waiting] == [True, False]
+    held["busy"] = 0
+    ledger.on_released("busy")
+    await turn()
+    assert waiting[1].done()
+    assert not ledger.problems
+
+
+async def test_the_error_names_the_bound_that_was_hit() -> None:
+    """The queue's, or the session's share."""
+    held = {"busy": 2}
+    ledger = shared(held)
+    for _ in range(3):
+        ledger.admit_nowait(of("other"), now=0.0)
+    assert "holds its share of the queue: 2 of 2 events" in str(ledger.full_error(of("busy")))
+    for _ in range(5):
+        ledger.admit_nowait(of(f"s{_}"), now=0.0)
+    assert "the queue is full: 8 of 8 events" in str(ledger.full_error(of("busy")))
+
+
+async def test_a_wait_ends_in_time_and_newcomers_do_not_wait_in_vain() -> None:
+    """Until room comes free."""
+    ledger = make(max_pending=1)
+    first = delivery()
+    ledger.admit_nowait(first, now=0.0)
+
+    assert not await ledger.wait_for_room(delivery(), timeout=0.25)
+    assert ledger.is_jammed(delivery())
+    assert ledger.problems == ("queue_full",)
+    settle(ledger, first)
+    assert not ledger.is_jammed(delivery())
+    assert not ledger.problems
+
+
+async def test_a_wait_in_a_sessions_line_ends_in_time_too() -> None:
+    """That line is jammed then, not the line for all."""
+    held = {"busy": 2}
+    ledger = shared(held)
+    for _ in range(2):
+        ledger.admit_nowait(of("busy"), now=0.0)
+    assert not await ledger.wait_for_room(of("busy"), timeout=0.25)
+    assert ledger.is_jammed(of("busy"))
+    assert not ledger.is_jammed(of("other"))
+    ledger.on_released("busy")
+    assert not ledger.is_jammed(of("busy"))
+
+
+async def test_a_close_turns_away_every_line() -> None:
+    """The callers of a session at its share too."""
+    held = {"busy": 2}
+    ledger = shared(held)
+    for _ in range(2):
+        ledger.admit_nowait(of("busy"), now=0.0)
+    waiting = asyncio.create_task(admit(ledger, of("busy")))
+    await turn()
+    ledger.close()
+
+    with pytest.raises(EmitterClosedError):
+        await waiting
+
+
+async def test_cancelled_in_a_sessions_line() -> None:
+    """The line is gone with its last caller."""
+    ledger = shared({"busy": 2})
+    for _ in range(2):
+        ledger.admit_nowait(of("busy"), now=0.0)
+    waiting = asyncio.create_task(admit(ledger, of("busy")))
+    await turn()
+    waiting.cancel()
+    await turn()
+
+    assert waiting.cancelled()
+    assert not ledger.problems
+
+
+async def test_the_age_of_the_oldest_is_known_to_within_a_second() -> None:
+    """Without a search."""
+    ledger = make(max_pending=10)
+    old, young = delivery(), delivery()
+    ledger.admit_nowait(old, now=100.0)
+    ledger.admit_nowait(young, now=105.0)
+    assert 9.0 <= ledger.oldest_age(now=110.0) <= 10.0
+    settle(ledger, old)
+    assert 4.0 <= ledger.oldest_age(now=110.0) <= 5.0
+    settle(ledger, young)
+    assert ledger.oldest_age(now=110.0) == 0.0

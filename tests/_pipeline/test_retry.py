@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from datetime import UTC, datetime
 
@@ -51,21 +50,26 @@ def test_a_wait_is_the_policys_or_what_the_server_asked_for() -> None:
     policy = RetryPolicy()
     luck = random.Random(1)
 
-    assert all(1 <= retry_.next_wait(policy, retry_after=0, random=luck) <= 2 for _ in range(100))
-    assert retry_.next_wait(policy, retry_after=30, random=luck) == 30
+    assert all(1 <= retry_.next_wait(policy, failures=1, retry_after=0, random=luck) <= 2 for _ in range(100))
+    waits = [retry_.next_wait(policy, failures=1, retry_after=30, random=luck) for _ in range(100)]
+    assert all(30 <= wait <= 31 for wait in waits)
+    assert max(waits) - min(waits) > 0.5, "spread, or all would come back at once"
 
 
-async def test_repeat_waits_as_told_until_there_is_nothing_more() -> None:
-    """Before each attempt, and not after the last."""
-    loop = asyncio.get_running_loop()
-    waits: list[float | None] = [3.0, 4.0, None]
-    times: list[float] = []
-    started = loop.time()
+def test_waits_grow_from_the_fifth_failure_in_a_row() -> None:
+    """Doubled each time, up to `max_backoff`; never below what the server asks for."""
+    policy = RetryPolicy(wait=(1, 1), max_backoff=10)
+    luck = random.Random(1)
 
-    async def attempt() -> float | None:
-        times.append(loop.time() - started)
-        return waits.pop(0)
+    waits = [retry_.next_wait(policy, failures=count, retry_after=0, random=luck) for count in range(1, 10)]
 
-    await retry_.repeat(attempt, wait=1.0)
+    assert waits == [1, 1, 1, 1, 2, 4, 8, 10, 10]
+    assert retry_.next_wait(policy, failures=9, retry_after=30, random=luck) == 30
+    assert retry_.next_wait(policy, failures=1000, retry_after=0, random=luck) == 10
 
-    assert times == [pytest.approx(1, abs=0.01), pytest.approx(4, abs=0.01), pytest.approx(8, abs=0.01)]
+
+def test_a_policy_that_waits_longer_than_the_limit_is_kept() -> None:
+    """`max_backoff` bounds the growth, not the policy's own wait."""
+    policy = RetryPolicy(wait=(90, 90), max_backoff=60)
+
+    assert retry_.next_wait(policy, failures=9, retry_after=0, random=random.Random(1)) == 90

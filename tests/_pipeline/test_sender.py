@@ -136,7 +136,7 @@ async def test_max_attempts_gives_up() -> None:
     """After that many failures the event has failed, with the last status."""
     async with Sandbox(faults={503: 1}) as down:
         async with emitter_for(down, retry=RetryPolicy(max_attempts=3)) as emitter:
-            with pytest.raises(DeliveryFailedError, match="HTTP 503, 3 failed attempts") as caught:
+            with pytest.raises(DeliveryFailedError, match="HTTP 503, 3 attempts") as caught:
                 await emitter.deliver(event())
 
     assert (caught.value.attempts, caught.value.status) == (3, 503)
@@ -288,8 +288,7 @@ async def test_workers_cancelled_from_outside_settle_what_they_carry(sandbox: Sa
 
             with pytest.raises(DeliveryUnconfirmedError):
                 await sent
-            with pytest.raises(DeliveryFailedError):
-                await refused
+            assert (await refused).attempts == 2, "parked: no worker carried it"
             assert isinstance(await queued, Receipt)
         assert adds_up(emitter)
 
@@ -324,12 +323,12 @@ async def test_an_exit_in_a_worker_settles_its_batch(
     taken = emitter._engine.pool._queue.take(now=float("inf"))
     assert taken is not None
 
-    async def leave(_: Any) -> Any:
+    async def leave(*_: Any) -> Any:
         raise SystemExit(3)
 
     monkeypatch.setattr(emitter._engine.sender, "_attempt", leave)
     with pytest.raises(SystemExit):
-        await emitter._engine.sender.carry(Trip(*taken))
+        await emitter._engine.sender.advance(Trip(*taken))
 
     assert delivery.done()
     assert adds_up(emitter)

@@ -125,7 +125,7 @@ async def test_the_moment_is_that_of_the_call(pool: ThreadPoolExecutor) -> None:
 async def test_a_full_queue_holds_the_thread(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
     """It blocks no other thread, and goes on in its turn."""
     loop = asyncio.get_running_loop()
-    async with emitter_for(sandbox, max_pending=1) as emitter:
+    async with emitter_for(sandbox, max_pending=1, max_wait=None, when_full="raise") as emitter:
         sandbox.fail_next("slow")
         first = await emitter.track(event("first"))
         waiting = loop.run_in_executor(pool, emitter.track_threadsafe, event("second"))
@@ -145,7 +145,7 @@ async def test_a_full_queue_holds_the_thread(sandbox: Sandbox, pool: ThreadPoolE
 async def test_the_close_turns_away_a_thread_that_waits(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
     """Its event was not accepted."""
     loop = asyncio.get_running_loop()
-    async with emitter_for(sandbox, max_pending=1) as emitter:
+    async with emitter_for(sandbox, max_pending=1, max_wait=None, when_full="raise") as emitter:
         sandbox.fail_next("silence")
         await emitter.track(event())
         waiting = loop.run_in_executor(pool, emitter.track_threadsafe, event())
@@ -207,7 +207,7 @@ async def test_a_trace_goes_on_in_the_loop(sandbox: Sandbox, pool: ThreadPoolExe
 
 async def test_on_the_loops_own_thread(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
     """It accepts or refuses at once, and another thread may wait for the outcome."""
-    async with emitter_for(sandbox, max_pending=2) as emitter:
+    async with emitter_for(sandbox, max_pending=2, when_full="raise") as emitter:
         future = emitter.track_threadsafe(event())
         assert emitter.stats.accepted == 1
         assert (await there(pool, lambda: future.result(20))).attempts == 1
@@ -294,7 +294,7 @@ async def test_before_the_start_and_after_the_close(sandbox: Sandbox, pool: Thre
 
 def left_open(started: threading.Event, leave: threading.Event) -> tuple[Emitter, threading.Thread]:
     """An emitter in a loop that another thread runs, and ends without closing the emitter."""
-    emitter = Emitter(CREDENTIALS, endpoint="http://127.0.0.1:9/", max_pending=1, observers=[])
+    emitter = Emitter(CREDENTIALS, endpoint="http://127.0.0.1:9/", max_pending=1, max_wait=None, observers=[])
 
     async def live() -> None:
         await emitter.start()
@@ -329,7 +329,7 @@ def test_when_its_loop_ends_meanwhile() -> None:
     first = emitter.track_threadsafe(event())
 
     def leave_while_the_second_waits() -> None:
-        while not emitter._ledger._line:
+        while not emitter._ledger._line.waiters:
             time.sleep(0.01)
         leave.set()
 
@@ -379,7 +379,7 @@ async def test_cancelled_by_code_that_cancels_everything(sandbox: Sandbox, pool:
     """A thread that waits for room hears that the event was not accepted; the emitter works on."""
     loop = asyncio.get_running_loop()
     sandbox.fail_next("slow")
-    async with emitter_for(sandbox, max_pending=1) as emitter:
+    async with emitter_for(sandbox, max_pending=1, max_wait=None, when_full="raise") as emitter:
         await emitter.track(event())
         waiting = loop.run_in_executor(pool, emitter.track_threadsafe, event())
         await asyncio.sleep(0.05)

@@ -44,7 +44,8 @@ class Day:
             "max_batch_size": luck.choice([1, 2, 7, 25]),
             "max_concurrency": luck.choice([1, 2, 16]),
             "max_pending": luck.choice([1, 5, 50, 10_000]),
-            "when_full": luck.choice(["wait", "wait", "raise", "drop"]),
+            "max_wait": luck.choice([None, None, 0, 0.25]),
+            "when_full": luck.choice(["raise", "drop"]),
             "request_timeout": luck.choice([0.5, 2, 10]),
             "close_timeout": luck.choice([0, 0.5, 5, 300]),
             "retry": RetryPolicy(

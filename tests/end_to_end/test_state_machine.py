@@ -51,7 +51,7 @@ class Day(World):
         self.max_batch_size = 3
         self.loop.after_turn = None
 
-    def draw_plan(self, *, is_closed: bool) -> str:
+    def draw_plan(self, session: str, *, is_closed: bool) -> str:
         if is_closed:
             return "at a closed connection"
         return self.next_plans.pop(0) if self.next_plans else "well"
@@ -75,6 +75,7 @@ class Machine(RuleBasedStateMachine):
             max_batch_size=3,
             max_concurrency=2,
             max_pending=MAX_PENDING,
+            max_wait=0,
             when_full="raise",
             request_timeout=2.0,
             close_timeout=5.0,

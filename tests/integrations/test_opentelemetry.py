@@ -123,6 +123,8 @@ async def test_names_units_and_attributes(sandbox: Sandbox, backend: Backend) ->
         "rokt.client.batch.size": "{event}",
         "rokt.client.outcomes": "{event}",
         "rokt.client.pending": "{event}",
+        "rokt.client.breaker.open": "{emitter}",
+        "rokt.client.outage": "{emitter}",
         "rokt.client.oldest_pending.age": "s",
     }
     assert backend.kinds() == {
@@ -131,6 +133,8 @@ async def test_names_units_and_attributes(sandbox: Sandbox, backend: Backend) ->
         "rokt.client.batch.size": "Histogram",
         "rokt.client.outcomes": "monotonic Sum",
         "rokt.client.pending": "Sum",
+        "rokt.client.breaker.open": "Sum",
+        "rokt.client.outage": "Sum",
         "rokt.client.oldest_pending.age": "Gauge",
     }
     assert backend.observer._server(PRODUCTION)["server.port"] == 443
@@ -189,7 +193,7 @@ def test_the_oldest_is_told_while_others_come_and_go(backend: Backend) -> None:
 async def test_why_an_event_was_not_delivered(backend: Backend) -> None:
     """The status, that there was no answer, that it was never sent, or that its answer did not tell."""
     async with Sandbox(script=[404, "html"]) as sandbox:
-        settings: dict[str, Any] = {"max_pending": 1, "when_full": "drop", "flush_interval": 0}
+        settings: dict[str, Any] = {"max_pending": 1, "max_wait": 0, "flush_interval": 0}
         async with emitter_for(sandbox, backend, **settings) as emitter:
             for _ in range(2):
                 delivery = await emitter.track(event())

@@ -15,11 +15,12 @@ from unittest import mock
 import aiohttp
 
 from rokt_events_async import Delivery, Receipt
-from rokt_events_async._pipeline import batching, retry, sender, transport
+from rokt_events_async._pipeline import batching, health, retry, sender, transport
 from rokt_events_async._pipeline.batching import Batches
+from rokt_events_async._pipeline.breaker import Breaker
 from rokt_events_async._pipeline.dead_letters import DeadLetters
 from rokt_events_async._pipeline.hooks import Hook
-from rokt_events_async._pipeline.ledger import Ledger
+from rokt_events_async._pipeline.ledger import Ledger, _Line
 from rokt_events_async._pipeline.scheduler import Pool
 from rokt_events_async._pipeline.sender import Sender
 from rokt_events_async._pipeline.settlement import Settlement
@@ -46,6 +47,15 @@ def bug(name: str) -> Callable[[Bug], Bug]:
 
 def replace(cls: Any, name: str, new: Any) -> AbstractContextManager[Any]:
     return mock.patch.object(cls, name, new)
+
+
+@contextlib.contextmanager
+def together(*plants: AbstractContextManager[Any]) -> Iterator[None]:
+    """Several replacements that make one bug."""
+    with contextlib.ExitStack() as stack:
+        for plant in plants:
+            stack.enter_context(plant)
+        yield
 
 
 def first_seed(name: str, seeds: int = MAX_SEEDS) -> tuple[int, str] | None:
@@ -112,7 +122,10 @@ def _() -> Any:
 
 @bug("a lost answer is taken for a clear refusal")
 def _() -> Any:
-    return replace(Sender, "_on_no_reply", lambda self, batch, reply: self._retry(batch, reply.reason, None))
+    def on_no_reply(self: Any, trip: Any, batch: Any, reply: Any) -> Any:
+        return self._retry(trip, batch, reply.reason, None)
+
+    return replace(Sender, "_on_no_reply", on_no_reply)
 
 
 @bug("502 and 504 are taken for clear refusals")
@@ -127,8 +140,8 @@ def _() -> Any:
 def _() -> Any:
     original = Ledger.settle_delivered
 
-    def settle(self: Any, deliveries: Any, *, attempts: int, maybe_duplicate: bool) -> None:
-        original(self, deliveries, attempts=attempts, maybe_duplicate=False)
+    def settle(self: Any, deliveries: Any, *, attempts: int, maybe_duplicate: bool, now: float) -> None:
+        original(self, deliveries, attempts=attempts, maybe_duplicate=False, now=now)
 
     return replace(Ledger, "settle_delivered", settle)
 
@@ -161,11 +174,11 @@ def _() -> Any:
 def _() -> Any:
     original = Ledger.wait_for_room
 
-    async def wait(self: Any, size: int) -> None:
+    async def wait(self: Any, delivery: Any, *, timeout: float | None) -> bool:
         try:
-            await original(self, size)
+            return await original(self, delivery, timeout=timeout)
         except asyncio.CancelledError:
-            self._granted += 1
+            self._granted_events += 1
             raise
 
     return replace(Ledger, "wait_for_room", wait)
@@ -174,7 +187,7 @@ def _() -> Any:
 @bug("the bound on bytes is not looked at")
 def _() -> Any:
     def admit(self: Any, delivery: Any, *, now: float) -> bool:
-        if self._line or self._granted or self._pending >= self._max_pending:
+        if self._line.waiters or self._granted or self._pending >= self._max_pending:
             return False
         self._pending += 1
         self._pending_bytes += len(delivery.wire)
@@ -319,10 +332,10 @@ def _() -> Any:
 def _() -> Any:
     original = Sender._on_reply
 
-    def on_reply(self: Any, batch: Any, reply: Any) -> Any:
+    def on_reply(self: Any, trip: Any, batch: Any, reply: Any) -> Any:
         if isinstance(reply, Reply) and reply.status == 207:
-            return self._retry(batch, "HTTP 207", reply)
-        return original(self, batch, reply)
+            return self._retry(trip, batch, "HTTP 207", reply)
+        return original(self, trip, batch, reply)
 
     return replace(Sender, "_on_reply", on_reply)
 
@@ -331,10 +344,10 @@ def _() -> Any:
 def _() -> Any:
     original = Sender._on_reply
 
-    def on_reply(self: Any, batch: Any, reply: Any) -> Any:
+    def on_reply(self: Any, trip: Any, batch: Any, reply: Any) -> Any:
         if isinstance(reply, Reply) and 200 <= reply.status <= 299 and read_answer(reply.body) is None:
-            return self._retry(batch, "unreadable", reply)
-        return original(self, batch, reply)
+            return self._retry(trip, batch, "unreadable", reply)
+        return original(self, trip, batch, reply)
 
     return replace(Sender, "_on_reply", on_reply)
 
@@ -351,20 +364,21 @@ def _() -> Any:
 
 @bug("a retry comes too soon")
 def _() -> Any:
-    return replace(retry, "next_wait", lambda policy, *, retry_after, random: max(0.5, retry_after))
+    return replace(retry, "next_wait", lambda policy, *, failures, retry_after, random: max(0.5, retry_after))
 
 
 @bug("one attempt too many")
 def _() -> Any:
-    original = Sender._retry
+    original = Sender._has_had_enough
 
-    def retry_(self: Any, batch: Any, reason: str, reply: Any) -> Any:
-        allowed = self._policy.max_attempts
-        if allowed is not None and batch.failures + 1 == allowed:
-            batch.failures -= 1
-        return original(self, batch, reason, reply)
+    def has_had_enough(self: Any, batch: Any, *, went_out: bool) -> Any:
+        batch.attempts -= 1
+        try:
+            return original(self, batch, went_out=went_out)
+        finally:
+            batch.attempts += 1
 
-    return replace(Sender, "_retry", retry_)
+    return replace(Sender, "_has_had_enough", has_had_enough)
 
 
 @bug("deadlines are not kept")
@@ -403,8 +417,8 @@ def _() -> Any:
     original = Pool.stop
 
     async def stop(self: Any) -> None:
-        while self._workers:
-            await asyncio.wait(self._workers)
+        while len(self._parking):
+            await asyncio.sleep(0.1)
         await original(self)
 
     return replace(Pool, "stop", stop)
@@ -431,6 +445,11 @@ def _() -> Any:
     return inherits_all_but("failures", 0)
 
 
+@bug("halves do not inherit attempts")
+def _() -> Any:
+    return inherits_all_but("attempts", 0)
+
+
 @bug("halves do not inherit that their events were sent again")
 def _() -> Any:
     return inherits_all_but("is_resent", False)
@@ -453,8 +472,11 @@ def _() -> Any:
 
 @bug("overdue events are not dropped when their session is released")
 def _() -> Any:
-    def release(self: Any, session: Any) -> None:
-        self._queue.release(session, now=self._loop.time())
+    def release(self: Any, trip: Any) -> None:
+        items, size = trip.size
+        self._queue.give_back(trip.session.id, items=items, size=size)
+        self._queue.release(trip.session, now=self._loop.time())
+        self._on_released(trip.session.id)
 
     return replace(Pool, "_release", release)
 
@@ -462,6 +484,193 @@ def _() -> Any:
 @bug("there is no cap on echoes")
 def _() -> Any:
     return replace(verdicts, "_ECHOES_PER_EVENT", 10**6)
+
+
+# What holds others up.
+
+
+@bug("a slot is kept while a trip waits")
+def _() -> Any:
+    original = Sender.advance
+
+    async def advance(self: Any, trip: Any) -> Any:
+        while (wait := await original(self, trip)) is not None:
+            await asyncio.sleep(wait)
+
+    return replace(Sender, "advance", advance)
+
+
+@bug("the second half goes while the first one waits")
+def _() -> Any:
+    original = Sender._retry
+
+    def retry_(self: Any, trip: Any, batch: Any, reason: str, reply: Any) -> Any:
+        wait = original(self, trip, batch, reason, reply)
+        if wait is not None and len(trip._stack) > 1:
+            trip._stack[-2], trip._stack[-1] = trip._stack[-1], trip._stack[-2]
+        return wait
+
+    return replace(Sender, "_retry", retry_)
+
+
+@bug("the breaker never closes")
+def _() -> Any:
+    return replace(Breaker, "on_answer", lambda self: None)
+
+
+@bug("the breaker never opens")
+def _() -> Any:
+    original = Breaker.__init__
+
+    def init(self: Any, **arguments: Any) -> None:
+        original(self, **arguments)
+        self._limit = 10**9
+
+    return replace(Breaker, "__init__", init)
+
+
+@bug("the trickle is a flood")
+def _() -> Any:
+    original = Breaker.__init__
+
+    def init(self: Any, **arguments: Any) -> None:
+        original(self, **arguments)
+        self._interval = 0.02
+
+    return replace(Breaker, "__init__", init)
+
+
+@bug("the trickle takes parked trips first")
+def _() -> Any:
+    def take(self: Any) -> Any:
+        now = self._loop.time()
+        if not self._breaker.may_start(now=now):
+            return None
+        if self._retry_due(None, now) <= now:
+            return self._take_parked(now)
+        return self._take_fresh(now)
+
+    return replace(Pool, "_take", take)
+
+
+@bug("an outage is told of when one session has failed")
+def _() -> Any:
+    return replace(health, "_OUTAGE_SESSIONS", 1)
+
+
+@bug("deadlines are not checked while parked")
+def _() -> Any:
+    return replace(Pool, "_sweep_parked", lambda self, now: 0)
+
+
+@bug("deadlines are not checked while the breaker is open")
+def _() -> Any:
+    original = Pool._sweep
+
+    def sweep_(self: Any, start: int) -> None:
+        if self._breaker.is_open:
+            self._sweep_after(self._sweep_interval, 0)
+        else:
+            original(self, start)
+
+    return replace(Pool, "_sweep", sweep_)
+
+
+@bug("an event accepted while starts are held up does not arm the sweep")
+def _() -> Any:
+    def enqueue(self: Any, delivery: Any, *, now: float) -> None:
+        size = len(delivery.wire)
+        if self._queue.add(delivery.event.session_id, delivery, size=size, now=now):
+            if self._breaker.starts_at <= now:
+                self._wake(now)
+        elif self._wake_timer is None:
+            self._arm()
+
+    return replace(Pool, "enqueue", enqueue)
+
+
+@bug("a session's share is not given back")
+def _() -> Any:
+    return replace(Batches, "give_back", lambda self, session_id, *, items, size: None)
+
+
+@bug("a session may hold more than its share")
+def _() -> Any:
+    return replace(Ledger, "_fits_share", lambda self, session_id, size: True)
+
+
+@bug("a caller of a session at its share blocks the line for all")
+def _() -> Any:
+    original = Ledger._grant
+
+    def grant(self: Any) -> None:
+        waiters = self._line.waiters
+        if not waiters or self._fits_share(waiters[0].session_id, waiters[0].size):
+            original(self)
+
+    line = replace(Ledger, "_line_for", lambda self, session_id, size: self._line)
+    return together(line, replace(Ledger, "_grant", grant))
+
+
+@bug("callers in line are not woken at a close")
+def _() -> Any:
+    original = Ledger.close
+
+    def close(self: Any) -> None:
+        line, self._line = self._line, _Line()
+        original(self)
+        self._line = line
+
+    return replace(Ledger, "close", close)
+
+
+@bug("a caller waits longer than it is asked to")
+def _() -> Any:
+    original = Ledger.wait_for_room
+
+    async def wait(self: Any, delivery: Any, *, timeout: float | None) -> bool:
+        return await original(self, delivery, timeout=None if timeout is None else timeout + 5.0)
+
+    return replace(Ledger, "wait_for_room", wait)
+
+
+@bug("parked trips are forgotten at the end of a close")
+def _() -> Any:
+    original = Pool._give_up_some
+
+    def give_up_some(self: Any) -> bool:
+        for trip in tuple(self._parking):
+            self._parking.remove(trip)
+        return original(self)
+
+    return replace(Pool, "_give_up_some", give_up_some)
+
+
+@bug("a parked trip's session can be taken")
+def _() -> Any:
+    original = Pool._park
+
+    def park(self: Any, trip: Any, until: float) -> None:
+        original(self, trip, until)
+        trip.session.in_flight = False
+
+    return replace(Pool, "_park", park)
+
+
+@bug("the last attempt of a close comes before Retry-After has passed")
+def _() -> Any:
+    original = Pool._park
+
+    def park(self: Any, trip: Any, until: float) -> None:
+        trip.not_before = -1.0
+        original(self, trip, until)
+
+    return replace(Pool, "_park", park)
+
+
+@bug("waits do not grow")
+def _() -> Any:
+    return replace(retry, "_GROWTH", (1.0, 1.0))
 
 
 # The transport.

@@ -64,7 +64,7 @@ class Host(Protocol):
 
     max_batch_size: int
 
-    def draw_plan(self, *, is_closed: bool) -> str: ...
+    def draw_plan(self, session: str, *, is_closed: bool) -> str: ...
 
     def draw(self, name: str, choices: list[Any]) -> Any: ...
 
@@ -181,7 +181,7 @@ class Peer:
             self._host.violated("a request of several sessions")
         for event in events:
             self._host.check_time(datetime.fromisoformat(event["eventTime"]))
-        plan = self._host.draw_plan(is_closed=self._is_closed)
+        plan = self._host.draw_plan(events[0]["sessionId"], is_closed=self._is_closed)
         exchange = Exchange(self._host.now(), tuple(event["parentGuid"] for event in events), plan)
         self._record.append(exchange)
         self._host.note(f"{plan}: {' '.join(exchange.ids)}")

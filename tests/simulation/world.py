@@ -24,6 +24,7 @@ from rokt_events_async import (
     DrainReport,
     Emitter,
     EmitterClosedError,
+    Health,
     InvalidEventError,
     Observer,
     PartnerEvent,
@@ -33,6 +34,9 @@ from rokt_events_async import (
     RetryPolicy,
     RetryReport,
 )
+from rokt_events_async._pipeline import breaker
+from rokt_events_async._pipeline.batching import Session
+from rokt_events_async._pipeline.scheduler import Pool
 from rokt_events_async._pipeline.transport import HttpTransport
 from tests.samples import CREDENTIALS
 from tests.simulation.loop import DeadlockError, SimulatedLoop
@@ -59,8 +63,23 @@ ENDINGS = (
     "workers cancelled",
     "workers cancelled at a time-out",
 )
-THEMES = ("any", "splits", "splits of all", "closed connections", "held up", "time-outs")
+THEMES = (
+    "any",
+    "splits",
+    "splits of all",
+    "closed connections",
+    "held up",
+    "time-outs",
+    "sick sessions",
+    "hanging sessions",
+    "rate limiter",
+    "outage",
+    "busy session",
+)
 """What a seed is about: some states are too rare where everything is drawn by itself."""
+
+HELD_UP = 2.5
+"""Seconds: one retry wait, and the interval of the trickle."""
 
 SLACK = 1.5
 """Seconds: how rarely what waits in the queue beyond its deadline is looked for, and a turn or two."""
@@ -108,6 +127,7 @@ class World:
         self._closed_at_once: list[float] = []
         self.suspicions: list[str] = []
         self._had_good_connections = False
+        self._waiting_since = 0.0
         self._offsets: list[tuple[float, timedelta]] = [(0.0, timedelta(0))]
 
         share = 0.0 if calm else luck.choice([0.0, 0.05, 0.3, 0.7, 0.95])
@@ -127,7 +147,9 @@ class World:
             "max_concurrency": luck.choice([1, 2, 3, 16]),
             "max_pending": luck.choice([1, 3, 10, 1000]),
             "max_pending_bytes": luck.choice([600, 5000, 10**7, 10**7]),
-            "when_full": "wait" if calm else luck.choice(["wait", "wait", "raise", "drop"]),
+            "max_session_share": 1.0 if calm else luck.choice([0.1, 0.25, 1.0]),
+            "max_wait": None if calm else luck.choice([0, 0.25, 2.0, None, None]),
+            "when_full": luck.choice(["raise", "drop"]),
             "request_timeout": luck.choice([0.7, 3.0, 10.0]),
             "close_timeout": luck.choice([0, 0.4, 6.0, 400.0]),
             "retry": RetryPolicy(
@@ -136,25 +158,35 @@ class World:
                 retry_unconfirmed=luck.random() < 0.7,
             ),
         }
-        theme = "any" if calm else luck.choice(["any"] * 2 * len(THEMES) + list(THEMES[1:]))
+        theme = (
+            "any"
+            if calm
+            else luck.choice([*["any"] * len(THEMES), *THEMES[1:], *["splits"] * 4, *["busy session"] * 2])
+        )
         self.reached[f"theme: {theme}"] += 1
         bad = [] if calm else luck.choice([[], [REFUSED], [REFUSED, SPOILT]])
         self.kinds = ["SignalViewed"] * luck.choice([1, 12, 40]) + bad
         self.sessions = luck.choice([1, 3, 20, 300])
         self.ending = "waits for all" if calm else luck.choice(ENDINGS)
+        self.bursts = luck.choice([(1,), (1, 1, 6), (1, 1, 1, 1, 1, 30)])
+        self.sick: dict[str, tuple[str, float]] = {}  # Session: what its requests meet, and how often.
+        self.busy = ""
         self._follow_theme(theme)
         if 4 * self.latency >= self.settings["request_timeout"]:
             self.latency = 0.05  # Or no answer would ever come in time, and a day would not be enough.
+        self.breaker_limit = 16 if calm else luck.choice([1, 2, 4, 16])
         self.max_batch_size: int = self.settings["max_batch_size"]
         self.policy: RetryPolicy = self.settings["retry"]
+        assert self.policy.deadline is not None
+        self.deadline = self.policy.deadline
         self.is_prompt = (
             self.share == 0
             and SPOILT not in self.kinds
+            and not self.sick
             and self.settings["max_concurrency"] >= self.sessions
             and not self.ending.startswith("workers cancelled")  # A pause follows.
         )
         self.acts = ("drops it", "awaits it") if calm else CALLER_ACTS
-        self.bursts = luck.choice([(1,), (1, 1, 6), (1, 1, 1, 1, 1, 30)])
         self.is_hurried = False
         self.eye = Eye(self)
         self.handler = Handler(self, random.Random(f"handler {seed}"))
@@ -165,6 +197,9 @@ class World:
             return
         self.calm_at = 1000.0 + luck.choice([10.0, 60.0])
         self.share = luck.choice([0.3, 0.7, 0.95])
+        if theme in ("sick sessions", "hanging sessions", "rate limiter", "outage", "busy session"):
+            self._follow_partial_failure(theme)
+            return
         if theme.startswith("splits"):
             settings |= {
                 "max_batch_size": luck.choice([7, 25]),
@@ -196,11 +231,44 @@ class World:
         elif theme == "time-outs":
             self.ending = "workers cancelled at a time-out"
 
+    def _follow_partial_failure(self, theme: str) -> None:
+        """Some sessions fail, hang or are limited, or all of them do; the rest must not be held up."""
+        luck, settings = self.luck, self.settings
+        self.share = 0.0
+        self.connect_plans = []
+        self.sessions = luck.choice([4, 20])
+        settings |= {"max_concurrency": luck.choice([2, 3, 16]), "max_pending": luck.choice([10, 1000])}
+        settings |= {"max_pending_bytes": 10**7, "flush_interval": luck.choice([0.01, 0.25])}
+        settings["retry"] = RetryPolicy(deadline=luck.choice([4.0, 20.0, 120.0]))
+        plans = {
+            "sick sessions": ["refused", "between, not accepted", "between, accepted"],
+            "hanging sessions": ["silence, accepted", "silence, not accepted"],
+            "rate limiter": ["asked to wait"],
+            "outage": ["refused", "silence, not accepted", "between, not accepted"],
+            "busy session": ["refused"],
+        }[theme]
+        count = self.sessions if theme in ("rate limiter", "outage") else luck.choice([1, 2, 3])
+        rate = luck.choice([1.0, 1.0, 0.5])
+        self.sick = {f"s{number}": (luck.choice(plans), rate) for number in range(count)}
+        if theme == "outage" and luck.random() < 0.7:
+            self.sessions, self.latency, self.bursts = 100, luck.choice([0.0, 0.05]), (1, 30)
+            self.sick = {f"s{number}": ("refused", 1.0) for number in range(self.sessions)}
+            settings |= {"max_concurrency": 16, "max_pending": 1000, "max_session_share": 1.0}
+            settings["retry"] = RetryPolicy(deadline=20.0)
+            self.calm_at = 1010.0
+        if theme == "busy session":
+            self.busy = "s0"
+            settings["max_batch_size"] = luck.choice([1, 2])
+            settings |= {"max_pending": luck.choice([10, 40]), "max_session_share": luck.choice([0.1, 0.25])}
+
     # What the server, the network and the clock ask.
 
-    def draw_plan(self, *, is_closed: bool) -> str:
+    def draw_plan(self, session: str, *, is_closed: bool) -> str:
+        sick, rate = self.sick.get(session, ("", 0.0))
         if is_closed:
             plan = "at a closed connection"
+        elif self.now() < self.calm_at and self._server_luck.random() < rate:
+            plan = sick
         elif self.now() < self.calm_at and self._server_luck.random() < self.share:
             plan = self._server_luck.choice(self.plans)
         else:
@@ -308,9 +376,23 @@ class World:
         """Where aiohttp goes past the loop: to the clock, and to a socket."""
         with (
             mock.patch("aiohttp.connector.monotonic", self.loop.time),
+            mock.patch.object(breaker, "MIN_FAILURES", self.breaker_limit),
+            mock.patch.object(Pool, "_take", self._watched(Pool._take)),
             mock.patch("aiohttp.connector.aiohappyeyeballs.start_connection", self.start_connection),
         ):
             yield
+
+    def _watched(self, take: Callable[[Pool], Any]) -> Callable[[Pool], Any]:
+        """Invariant 10: with the breaker open, a parked batch is no probe while a fresh one waits."""
+
+        def watched(pool: Pool) -> Any:
+            was_open = pool._breaker.is_open
+            trip = take(pool)
+            if was_open and trip is not None and trip.is_retry and _has_fresh(pool, self.now()):
+                self.suspect("10: a batch that has failed is a probe, and a fresh one waits")
+            return trip
+
+        return watched
 
     # The run.
 
@@ -436,6 +518,11 @@ class World:
                 with contextlib.suppress(EmitterClosedError):
                     await self.emitter.flush()
 
+    def _draw_session(self) -> str:
+        if self.busy and self.luck.random() < 0.7:
+            return self.busy
+        return f"s{self.luck.randrange(self.sessions)}"
+
     def _event(self) -> PartnerEvent:
         self._numbers += 1
         ages = [None] * 20 + [
@@ -445,7 +532,7 @@ class World:
         age = None if self.is_calm else self.luck.choice(ages)
         return PartnerEvent(
             event_type=self.luck.choice(self.kinds),
-            session_id=f"s{self.luck.randrange(self.sessions)}",
+            session_id=self._draw_session(),
             parent_guid=f"e{self._numbers}",
             client_unique_id="order",
             metadata={"text": "x" * self.luck.choice([0, 0, 300])} if self.luck.random() < 0.3 else None,
@@ -457,16 +544,41 @@ class World:
         self.reached[f"caller: {act}"] += 1
         if self.luck.random() < 0.03:
             self._track_invalid()
+        began = self.now()
         try:
             delivery = await self.emitter.track(event)
         except (QueueFullError, EmitterClosedError) as error:
             self.reached[f"caller: {type(error).__name__}"] += 1
+            self.check_refusal(event.session_id, str(error))
             return
         except asyncio.CancelledError:
             self.reached["caller: cancelled while it waits for room"] += 1
             raise
+        finally:
+            max_wait = self.settings["max_wait"]
+            if max_wait is not None and self.now() - began > max_wait + 0.01:
+                self.suspect(f"10: track() took {self.now() - began} s of {max_wait}")
         self._accept(delivery)
         await self._act(act, delivery)
+
+    def check_refusal(self, session: str, text: str) -> None:
+        """Invariant 5: an event finds no room only if a bound was hit, about."""
+        stats, settings = self.emitter.stats, self.settings
+        if "the queue is full" in text:
+            is_roomy = stats.pending < settings["max_pending"] - 3
+            if is_roomy and stats.pending_bytes < settings["max_pending_bytes"] - 3000:
+                self.suspect(f"5: {text}")
+        elif (
+            "its share" in text
+            and settings["max_pending_bytes"] == 10**7
+            and 2 * self.eye.pending[session] + 2 < self.session_share()
+        ):
+            self.suspect(f"5: it holds {self.eye.pending[session]} events, and {text}")
+
+    def session_share(self) -> int:
+        """How many events a session may hold."""
+        part, whole = self.settings["max_session_share"], self.settings["max_pending"]
+        return int(min(whole, max(self.max_batch_size, int(part * whole))))
 
     def _track_invalid(self) -> None:
         event = attrs.evolve(self._event(), event_time=self.clock() - MAX_AGE - timedelta(seconds=1))
@@ -534,6 +646,34 @@ class World:
                 self.violated(f"5: {count} {name}, at most {bound}")
         if len(_workers(self.loop)) > self.settings["max_concurrency"]:
             self.violated("5: too many workers")
+        self._check_share()
+        self._check_held_up(emitter)
+
+    def _check_share(self) -> None:
+        """Invariant 5: no session holds more than its share."""
+        share = self.session_share()
+        for session, count in self.eye.pending.items():
+            if count > share:
+                self.violated(f"5: {session} holds {count} events, at most {share}")
+
+    def _check_held_up(self, emitter: Emitter) -> None:
+        """Invariant 10: a due batch starts within a retry wait, if a slot is free and others are answered."""
+        assert emitter._engine is not None
+        pool, now = emitter._engine.pool, self.now()
+        is_free = emitter.stats.in_flight < self.settings["max_concurrency"]
+        waits = pool._queue.due_since(now=now) <= now and emitter._state == "open"
+        opened_at = self.eye.opened_at
+        if opened_at is not None and self.eye.answered_at > opened_at:
+            self.violated("10: the breaker is open after an answer")
+        is_paused = opened_at is not None or now < self.eye.paused_until  # For all, by a rate limiter.
+        if not (is_free and waits) or is_paused or self.eye.started_at >= now or self.is_hurried:
+            self._waiting_since = now
+        elif now - self._waiting_since > HELD_UP and self.eye.answered_at > self._waiting_since:
+            self.violated(
+                f"10: a due batch was held up for {now - self._waiting_since} s: {pool._breaker.is_open}"
+            )
+        if emitter._engine.health.snapshot().is_breaker_open:
+            self.reached["breaker: open"] += 1
 
     def check_end(self) -> None:
         """What holds when all is over."""
@@ -604,13 +744,13 @@ class World:
         assert entry.settled_at is not None
         is_alone = list(self._sessions.values()).count(entry.session) == 1
         spare = 0.0 if outcome.attempts == 0 and is_alone else self.settings["request_timeout"]
-        limit = entry.at + self.policy.deadline + spare + SLACK
+        limit = entry.at + self.deadline + spare + SLACK
         if entry.settled_at > limit:
             self.violated(f"6: {entry.id} was settled {entry.settled_at - limit} s late")
 
     def _check_reason(self, entry: Accepted, error: DeliveryError) -> None:
         """Who is given up after a failed attempt is told why that one failed."""
-        ends = ("the emitter was closed", f"its deadline of {self.policy.deadline:g} s has passed")
+        ends = ("the emitter was closed", f"its deadline of {self.deadline:g} s has passed")
         if error.reason in ends and entry.id in self.eye.retried:
             self.violated(f"2: {entry.id} does not tell why its last attempt failed: {error.reason}")
 
@@ -688,7 +828,7 @@ class World:
                 flights.setdefault(entry.session, []).append((entry.at, at))
         for entry in self.accepted:
             at, outcome = self.eye.settled[entry.id]
-            due_at = entry.at + self.policy.deadline
+            due_at = entry.at + self.deadline
             back_at = max(
                 [end for since, end in flights.get(entry.session, []) if since <= entry.at], default=0
             )
@@ -700,6 +840,9 @@ class World:
     def _check_told(self) -> None:
         """Who is told is told of every event, once, and of its true outcome."""
         eye = self.eye
+        starts = sorted(eye.starts)
+        if any(later - first < 0.99 for first, later in zip(starts, starts[10:], strict=False)):
+            self.violated("10: more than ten requests in a second, with the breaker open")
         if eye.accepted != [entry.id for entry in self.accepted]:
             self.violated(f"1: the observer was told of {len(eye.accepted)} of {len(self.accepted)} events")
         for entry in self.accepted:
@@ -709,7 +852,7 @@ class World:
         stats = self.emitter.stats
         if stats.possible_duplicates > len(eye.resent):
             self.violated(f"1: {stats.possible_duplicates} possible duplicates of {len(eye.resent)} events")
-        if (eye.requests, eye.retries) < (stats.requests, stats.retries) or eye.closed != 1:
+        if eye.requests < stats.requests or eye.closed != 1:
             self.violated(f"1: the observer was told of {eye.requests} requests, {eye.retries} retries")
         handled = self.handler.handled
         undelivered = eye.undelivered
@@ -739,6 +882,7 @@ class Blind(Observer):
     on_retry: Any = _raise
     on_delivered: Any = _raise
     on_undelivered: Any = _raise
+    on_health: Any = _raise
     on_closed: Any = _raise
 
 
@@ -754,15 +898,28 @@ class Eye(Observer):
         self.sent: set[str] = set()
         self.resent: set[str] = set()
         self.retried: set[str] = set()
+        self.pending: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
+        self.failed_sessions: set[str] = set()
+        self.failures_in_a_row = 0
+        self.failing_since: float | None = None
+        self.answered_at = self.started_at = 0.0
+        self.limited: dict[str, float] = {}
+        self.paused_until = 0.0
+        self.opened_at: float | None = None
+        self.starts: list[float] = []
+        self.states: list[str] = ["ok"]
         self.settled: dict[str, tuple[float, Receipt | DeliveryError]] = {}
 
     def on_accepted(self, delivery: Delivery) -> None:
         self.accepted.append(delivery.event.parent_guid)
+        self.pending[delivery.event.session_id] += 1
 
     def on_request(self, request: RequestReport) -> None:
         self.requests += 1
         if (request.status is None) == (request.problem is None) or not request.deliveries:
             self._world.suspect(f"1: a request with neither status nor problem: {request}")
+        self._note_time(request)
         ids = {delivery.event.parent_guid for delivery in request.deliveries}
         self.resent |= ids & self.sent
         self.sent |= ids
@@ -771,9 +928,19 @@ class Eye(Observer):
 
     def on_retry(self, retry: RetryReport) -> None:
         self.retries += 1
+        self._check_growth(retry)
         self.retried |= {delivery.event.parent_guid for delivery in retry.deliveries}
         if retry.wait < 1.0:
             self._world.suspect(f"9: {retry}")
+
+    def _check_growth(self, retry: RetryReport) -> None:
+        """Invariant 9: from the fifth failure in a row of an event on, its wait doubles, up to a minute."""
+        for delivery in retry.deliveries:
+            self.failures[delivery.event.parent_guid] += 1
+        count = max(self.failures[delivery.event.parent_guid] for delivery in retry.deliveries)
+        least = min(60.0, 2.0 ** max(0, count - 4))
+        if retry.wait < least:
+            self._world.suspect(f"9: a wait of {retry.wait} s after {count} failures in a row")
 
     def on_delivered(self, delivery: Delivery, receipt: Receipt) -> None:
         self._told(delivery, receipt)
@@ -781,12 +948,53 @@ class Eye(Observer):
     def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
         self._told(delivery, error)
         self.undelivered.append(error)
+        if error.reason == "the queue was full":
+            self._world.check_refusal(delivery.event.session_id, str(error))
 
     def _told(self, delivery: Delivery, outcome: Receipt | DeliveryError) -> None:
         self.outcomes.setdefault(delivery.event.parent_guid, []).append(outcome)
         self.settled[delivery.event.parent_guid] = self._world.now(), outcome
+        self.pending[delivery.event.session_id] -= 1
         if outcome.event is not delivery.event:
             self._world.suspect(f"1: told of another event: {outcome.event}")
+
+    def _note_time(self, request: RequestReport) -> None:
+        now = self._world.now()
+        settings = self._world.settings
+        if request.problem == "interrupted":
+            return
+        if request.status is None or request.status in AGAIN:
+            self.failed_sessions.add(request.deliveries[0].event.session_id)
+            self.failures_in_a_row += 1
+            limit = max(self._world.breaker_limit, settings["max_concurrency"])
+            if self.failures_in_a_row >= limit and self.failing_since is None:
+                self.failing_since = now
+        else:
+            self.failed_sessions.clear()
+            self.failures_in_a_row, self.failing_since = 0, None
+        if request.status == 429:
+            self.limited[request.deliveries[0].event.session_id] = now
+            if sum(at > now - 2.0 for at in self.limited.values()) >= 3:
+                self.paused_until = now + 60.0
+        if request.status is not None and 200 <= request.status <= 299:
+            self.answered_at = now
+        began = now - request.duration
+        self.started_at = max(self.started_at, began)
+        if self.failing_since is not None and began > self.failing_since + 1e-6:
+            self.starts.append(began)  # In the order of their ends.
+
+    def on_health(self, before: Health, after: Health) -> None:
+        told = [(one.state, one.problems, one.is_breaker_open) for one in (before, after)]
+        if told[0] == told[1]:
+            self._world.suspect(f"1: told of no change: {after}")
+        if after.state == "outage" and len(self.failed_sessions) < 3:
+            self._world.suspect(f"10: an outage of {len(self.failed_sessions)} sessions")
+        if after.is_breaker_open != before.is_breaker_open:
+            self.opened_at = self._world.now() if after.is_breaker_open else None
+        if before.state != self.states[-1]:
+            self._world.suspect(f"1: told of {before.state} after {self.states[-1]}")
+        self.states.append(after.state)
+        self._world.reached[f"health: {after.state}"] += 1
 
     def on_closed(self, report: DrainReport) -> None:
         self.closed += 1
@@ -832,6 +1040,14 @@ class _Collecting(logging.Handler):
         message = record.getMessage()
         if "fault" in message:
             self._faults.append(message)
+
+
+def _has_fresh(pool: Pool, now: float) -> bool:
+    """Whether a batch is due that was never sent, of a session whose last request did not time out."""
+    queue = pool._queue
+    heads = [head for head in (queue._flushed.after, queue._opening.after) if isinstance(head, Session)]
+    due = [one for one in heads if one.after is not None and now > one.opened_at + queue._linger]
+    return any(not one.is_slow and not one.in_flight for one in [*queue._ready, *due])
 
 
 def _raise(_: Any) -> None:

@@ -1,0 +1,142 @@
+"""How the emitter is doing: its state, its problems, and since when.
+
+The state is derived, not kept: from the breaker, from what is parked, and from the time of the last failure.
+What is kept is the state that observers know, so that they hear of each change once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Final, Protocol
+
+from rokt_events_async._pipeline.breaker import Breaker
+from rokt_events_async._pipeline.hooks import Hooks
+from rokt_events_async._pipeline.ledger import Ledger
+from rokt_events_async.outcomes import Health, HealthState, LastError
+
+_CALM: Final = 10.0
+"""Seconds without a failure after which "retrying" ends."""
+
+_OUTAGE_SESSIONS: Final = 3
+"""How many sessions must have failed since the last answer to speak of an outage."""
+
+
+class Backlog(Protocol):
+    """What is read of the pool. All of it is safe from any thread."""
+
+    @property
+    def sessions(self) -> int:
+        """Sessions with pending events."""
+
+    @property
+    def parked(self) -> int:
+        """Sessions whose batch waits for its next attempt, or for a slot."""
+
+    @property
+    def next_attempt_at(self) -> float:
+        """When the next of them is due, by the loop's clock."""
+
+
+class _NoBacklog:
+    sessions = 0
+    parked = 0
+    next_attempt_at = math.inf
+
+
+class HealthMonitor:
+    """Derives the health of one emitter.
+
+    Args:
+        clock: Returns the aware now.
+        now: Returns the loop's time.
+    """
+
+    def __init__(
+        self,
+        *,
+        breaker: Breaker,
+        ledger: Ledger,
+        hooks: Hooks,
+        clock: Callable[[], datetime],
+        now: Callable[[], float],
+    ) -> None:
+        self._breaker = breaker
+        self._ledger = ledger
+        self._hooks = hooks
+        self._clock = clock
+        self._now = now
+        self._backlog: Backlog = _NoBacklog()
+        self._phase: HealthState | None = None
+        self._last_failure = -math.inf
+        self._last_error: LastError | None = None
+        self._known = Health(state="ok", since=clock())
+
+    def watch(self, backlog: Backlog) -> None:
+        """Sets where the backlog is read."""
+        self._backlog = backlog
+
+    @property
+    def is_watching(self) -> bool:
+        """True if an answer may change the health: it is not good."""
+        return self._known.state != "ok" or bool(self._known.problems)
+
+    def on_failure(self, reason: str, *, now: float) -> None:
+        """Notes a failed request."""
+        self._last_failure = now
+        self._last_error = LastError(reason, self._clock())
+        self.refresh()
+
+    def enter(self, phase: HealthState) -> None:
+        """Notes that the emitter is closing, or closed."""
+        self._phase = phase
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Tells observers if the state or the problems have changed."""
+        known = self._known
+        if (self._state(), self._ledger.problems, self._breaker.is_open) != (
+            known.state,
+            known.problems,
+            known.is_breaker_open,
+        ):
+            self._known = self.snapshot()
+            if self._hooks.health:
+                self._hooks.health(known, self._known)
+
+    def backlog(self) -> tuple[int, int]:
+        """Returns how many events are pending, and of how many sessions."""
+        return self._ledger.pending, self._backlog.sessions
+
+    def snapshot(self) -> Health:
+        """Returns the health at this moment. It changes nothing, and may be called from any thread."""
+        now, clock = self._now(), self._clock()
+        state, backlog = self._state(), self._backlog
+
+        def as_utc(at: float) -> datetime:
+            return clock + timedelta(seconds=at - now)
+
+        delivered_at = self._ledger.last_delivered_at
+        return Health(
+            state=state,
+            problems=self._ledger.problems,
+            since=self._known.since if state == self._known.state else clock,
+            last_delivered_at=None if delivered_at is None else as_utc(delivered_at),
+            last_error=self._last_error,
+            pending=self._ledger.pending,
+            oldest_pending_age=self._ledger.oldest_age(now=now),
+            parked=backlog.parked,
+            next_attempt_at=as_utc(backlog.next_attempt_at) if backlog.parked else None,
+            is_breaker_open=self._breaker.is_open,
+            stats=self._ledger.stats(sessions=backlog.sessions),
+        )
+
+    def _state(self) -> HealthState:
+        if self._phase is not None:
+            return self._phase
+        if self._breaker.is_open and self._breaker.failed_sessions >= _OUTAGE_SESSIONS:
+            return "outage"
+        if self._breaker.is_open or self._backlog.parked or self._now() < self._last_failure + _CALM:
+            return "retrying"
+        return "ok"
