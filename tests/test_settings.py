@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -180,3 +181,18 @@ async def test_a_session_that_cannot_be_used_is_refused() -> None:
             Emitter(CREDENTIALS, session=session)
     with pytest.raises(InvalidSettingError, match="session must be open, got a closed one"):
         Emitter(CREDENTIALS, session=session)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("max_session_share", 1.5, "max_session_share must be a number > 0 and <= 1, got 1.5"),
+        ("max_session_share", 0, "max_session_share must be a finite number > 0, got 0"),
+        ("max_wait", -1, "max_wait must be a finite number >= 0, got -1"),
+        ("max_wait", "long", "max_wait must be a finite number >= 0, got 'long'"),
+    ],
+)
+def test_waits_and_shares_out_of_bounds(name: str, value: Any, message: str) -> None:
+    """Refused with name, value and bounds."""
+    with pytest.raises(InvalidSettingError, match=re.escape(message)):
+        Emitter(CREDENTIALS, **{name: value})

@@ -363,3 +363,40 @@ async def test_the_age_of_the_oldest_is_known_to_within_a_second() -> None:
     assert 4.0 <= ledger.oldest_age(now=110.0) <= 5.0
     settle(ledger, young)
     assert ledger.oldest_age(now=110.0) == 0.0
+
+
+async def test_room_that_came_meanwhile_jams_no_line() -> None:
+    """A caller that timed out in the turn in which room came free."""
+    ledger = shared({"busy": 0})
+    ledger.jam(of("busy"))
+
+    assert not ledger.problems
+
+
+async def test_room_that_is_granted_in_the_turn_of_the_time_out_is_taken() -> None:
+    """The caller has it, and is not told that it waited in vain."""
+    ledger, loop = make(max_pending=1), asyncio.get_running_loop()
+    first = delivery()
+    ledger.admit_nowait(first, now=0.0)
+    waiting = asyncio.create_task(ledger.wait_for_room(delivery(), timeout=0.25))
+    await asyncio.sleep(0)
+    loop.call_at(loop.time() + 0.25 - 1e-10, settle, ledger, first)
+
+    assert await waiting
+
+
+async def test_a_cancelled_caller_in_a_sessions_line_is_passed_over() -> None:
+    """Before its task has run."""
+    held = {"busy": 2}
+    ledger = shared(held)
+    for _ in range(2):
+        ledger.admit_nowait(of("busy"), now=0.0)
+    waiting = asyncio.create_task(admit(ledger, of("busy")))
+    await turn()
+    waiting.cancel()
+    held["busy"] = 0
+    ledger.on_released("busy")
+    assert not ledger.problems
+    await turn()
+
+    assert waiting.cancelled()

@@ -14,6 +14,7 @@ from rokt_events_async import (
     Receipt,
     RetryPolicy,
 )
+from rokt_events_async._protocol.replies import Reply
 from rokt_events_async.sandbox import Sandbox
 from tests.samples import Clock, emitter_for, event
 
@@ -288,3 +289,40 @@ async def test_overdue_events_of_a_session_that_is_released_end_at_once() -> Non
     assert released - started == pytest.approx(6.0, abs=0.5)
     assert ended
     assert ended[0] - released < 0.05
+
+
+async def test_a_pool_that_stops_schedules_nothing(sandbox: Sandbox) -> None:
+    """Whatever happens to its workers then."""
+    async with emitter_for(sandbox, flush_interval=60) as emitter:
+        await emitter.track(event())
+        assert emitter._engine is not None
+        pool = emitter._engine.pool
+        pool._stop_timers()
+        pool._is_stopping = True
+        pool._arm()
+        assert pool._wake_timer is None
+        pool._is_stopping = False
+
+
+async def test_sessions_that_fail_hold_up_no_other() -> None:
+    """Twenty that are always answered 500, and sixteen slots: the others are delivered at once."""
+    loop = asyncio.get_running_loop()
+    async with Sandbox() as sandbox, emitter_for(sandbox, flush_interval=0) as emitter:
+        assert emitter._engine is not None
+        post = emitter._engine.transport.post
+
+        async def post_or_fail(request: Any) -> Any:
+            if b'"failing' in request.body:
+                request.went_out = True
+                return Reply(500, {}, b"")
+            return await post(request)
+
+        emitter._engine.transport.post = post_or_fail  # type: ignore[method-assign]
+        for number in range(20):
+            await emitter.track(event(f"failing-{number}"))
+        await asyncio.sleep(0.5)
+        began = loop.time()
+        await asyncio.gather(*(emitter.deliver(event(f"healthy-{number}")) for number in range(100)))
+        assert loop.time() - began < 3.0
+        assert emitter.health.parked == 20
+        await emitter.aclose(timeout=0)

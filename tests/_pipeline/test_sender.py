@@ -351,3 +351,21 @@ async def test_an_interrupted_trip_ends_in_order(open_emitter: OpenEmitter) -> N
         await emitter.aclose(timeout=0)
 
     assert ended == accepted
+
+
+async def test_what_may_have_been_accepted_is_not_sent_for_ever() -> None:
+    """After `max_unconfirmed_attempts` it ends as unconfirmed."""
+    async with Sandbox(faults={504: 1.0}) as down:
+        policy = RetryPolicy(max_unconfirmed_attempts=3)
+        async with emitter_for(down, flush_interval=0, retry=policy) as emitter:
+            with pytest.raises(DeliveryUnconfirmedError, match="3 attempts, and Rokt may have accepted"):
+                await emitter.deliver(event())
+
+
+async def test_a_batch_that_makes_the_server_fail_is_split() -> None:
+    """After three failures; the halves are sent again after the wait, in order."""
+    async with Sandbox(script=[500, 500, 500]) as sandbox, emitter_for(sandbox) as emitter:
+        receipts = await asyncio.gather(*(emitter.deliver(event()) for _ in range(5)))
+
+    assert [len(request.events) for request in sandbox.requests][3:] == [3, 2]
+    assert {receipt.attempts for receipt in receipts} == {4}
