@@ -273,6 +273,9 @@ async def test_a_session_at_its_share_blocks_no_other() -> None:
     assert not ledger.admit_nowait(of("busy"), now=0.0)
     assert ledger.admit_nowait(of("other"), now=0.0)
     assert ledger.problems == ("session_stalled",)
+    ledger.on_released("busy")
+    await turn()
+    assert not any(task.done() for task in waiting), "it holds as much as before"
     settle(ledger, busy[0])
     held["busy"] = 1
     ledger.on_released("busy")
