@@ -31,6 +31,7 @@ async def at_the_bound(per_session: int, *, own_metadata: bool) -> dict[str, flo
     """Fills a queue to its bound, with no server to take it."""
     server = NoServer()
     settings: dict[str, Any] = {"max_pending": BOUND, "max_pending_bytes": BOUND * 1000, "_transport": server}
+    settings["max_session_share"] = 1.0
     async with Emitter(CREDENTIALS, flush_interval=100.0, close_timeout=0, **settings) as emitter:
         gc.collect()
         gc.freeze()

@@ -52,6 +52,7 @@ async def measure(sessions: int, per_session: int, *, collector: bool) -> dict[s
     settings: dict[str, Any] = {
         "max_pending": events,
         "max_pending_bytes": events * 1000,
+        "max_session_share": 1.0,
         "flush_interval": 100.0,
     }
     holds = Holds()
