@@ -208,12 +208,14 @@ class Ledger:
 
     def _is_at_share(self, session_id: str, size: int) -> bool:
         """Returns True if the session may not hold another event of that size, or its callers wait."""
-        if session_id in self._session_lines:
+        if self._session_lines and session_id in self._session_lines:
             return True
         return not self._fits_share(session_id, size)
 
     def _fits_share(self, session_id: str, size: int) -> bool:
         events, held = self._held_by(session_id)
+        if events < self._min_share and not self._granted:
+            return True
         granted, granted_bytes = self._granted.get(session_id, (0, 0))
         if events + granted < self._min_share:
             return True

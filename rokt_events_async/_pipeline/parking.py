@@ -29,6 +29,9 @@ class Parking:
     def __len__(self) -> int:
         return len(self._parked)
 
+    def __bool__(self) -> bool:
+        return bool(self._parked)
+
     def __iter__(self) -> Iterator[Trip]:
         return iter(self._parked)
 

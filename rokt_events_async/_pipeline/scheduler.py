@@ -78,6 +78,8 @@ class Pool:
         self._queue: Batches[Delivery] = Batches(
             max_batch_size=settings.max_batch_size, linger=settings.flush_interval
         )
+        self.held_by: Final = self._queue.held_by
+        """Returns how many events and bytes of a session are pending."""
         self._parking = Parking()
         self._sender = sender
         self._settlement = settlement
@@ -111,10 +113,6 @@ class Pool:
     def next_attempt_at(self) -> float:
         """When the next parked batch is due, by the loop's clock. Safe from any thread."""
         return self._parking.peek()
-
-    def held_by(self, session_id: str) -> tuple[int, int]:
-        """Returns how many events and bytes of a session are pending."""
-        return self._queue.held_by(session_id)
 
     def enqueue(self, delivery: Delivery, *, now: float) -> None:
         """Queues an admitted event."""
@@ -153,6 +151,8 @@ class Pool:
 
     def _retry_due(self, fresh_at: float | None, now: float) -> float:
         """Returns when a parked trip may start, as far as its share of the slots allows."""
+        if not self._parking:
+            return math.inf
         due = math.inf
         if self._retries[True] < self._max_retries:
             due = self._parking.next_due(is_slow=True)
@@ -218,7 +218,7 @@ class Pool:
         when = self._starts_at(now)
         if when < math.inf:
             self._wake_at(when)
-        if len(self._parking) or self._is_busy() or self._breaker.starts_at > now:
+        if self._parking or self._is_busy() or self._breaker.starts_at > now:
             self._arm_sweep()
 
     def _wake_at(self, when: float) -> None:
@@ -311,9 +311,7 @@ class Pool:
         self._give_up_overdue(overdue)
         if start or handled >= _SLICE or len(overdue) >= _SLICE:
             self._sweep_after(0, start)
-        elif len(self._parking) or (
-            self._queue.sessions and (self._is_busy() or self._breaker.starts_at > now)
-        ):
+        elif self._parking or (self._queue.sessions and (self._is_busy() or self._breaker.starts_at > now)):
             self._sweep_after(self._sweep_interval, 0)
 
     def _sweep_parked(self, now: float) -> int:
