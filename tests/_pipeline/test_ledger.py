@@ -403,3 +403,28 @@ async def test_a_cancelled_caller_in_a_sessions_line_is_passed_over() -> None:
     await turn()
 
     assert waiting.cancelled()
+
+
+async def test_room_beside_a_grant_is_given_to_another_session() -> None:
+    """The caller that holds the grant is not overtaken by its own session."""
+    ledger = make(max_pending=3)
+    first = [delivery() for _ in range(3)]
+    for one in first:
+        ledger.admit_nowait(one, now=0.0)
+    waiting = asyncio.create_task(admit(ledger, delivery()))
+    await turn()
+    settle(ledger, *first[:2])
+
+    assert not ledger.admit_nowait(delivery(), now=0.0)
+    assert "other callers of the event's session" in str(ledger.full_error(delivery()))
+    assert ledger.admit_nowait(of("other"), now=0.0)
+    await waiting
+    assert ledger.stats().pending == 3
+
+
+async def test_a_session_at_its_share_jams_its_own_line_only() -> None:
+    """A caller that may not wait."""
+    ledger = shared({"busy": 2})
+    ledger.jam(of("busy"))
+
+    assert ledger.problems == ("session_stalled",)

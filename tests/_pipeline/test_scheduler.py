@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -14,9 +15,11 @@ from rokt_events_async import (
     Receipt,
     RetryPolicy,
 )
+from rokt_events_async._pipeline.batching import Session
+from rokt_events_async._pipeline.trips import Trip
 from rokt_events_async._protocol.replies import Reply
 from rokt_events_async.sandbox import Sandbox
-from tests.samples import Clock, emitter_for, event
+from tests.samples import Clock, delivery, emitter_for, event
 
 
 def sizes(sandbox: Sandbox) -> list[int]:
@@ -326,3 +329,59 @@ async def test_sessions_that_fail_hold_up_no_other() -> None:
         assert loop.time() - began < 3.0
         assert emitter.health.parked == 20
         await emitter.aclose(timeout=0)
+
+
+async def test_retries_leave_half_of_the_slots(sandbox: Sandbox) -> None:
+    """Those of slow sessions always; the others while fresh batches wait."""
+    async with emitter_for(sandbox) as emitter:
+        assert emitter._engine is not None
+        pool, parked = emitter._engine.pool, []
+        for is_slow in (True, False):
+            session: Session[Delivery] = Session("s")
+            session.is_slow = is_slow
+            trip = Trip(session, [delivery()])
+            pool._parking.park(trip, until=1.0, deadline=1e9)
+            parked.append(trip)
+
+        pool._retries = {True: 8, False: 0}
+        assert pool._retry_due(None, 2.0) == 1.0, "the one that is not slow"
+        pool._parking.remove(parked[1])
+        assert pool._retry_due(None, 2.0) == math.inf
+        pool._parking.remove(parked[0])
+        assert pool._retry_due(None, 2.0) == math.inf
+        pool._parking.park(parked[1], until=1.0, deadline=1e9)
+        pool._retries = {True: 0, False: 8}
+        assert pool._retry_due(1.5, 2.0) == math.inf, "fresh batches wait"
+        assert pool._retry_due(2.5, 2.0) == 1.0
+        pool._parking.remove(parked[1])
+        pool._retries = {True: 0, False: 0}
+
+
+async def test_fresh_batches_of_a_slow_session_wait_as_retries_do() -> None:
+    """And are sent all the same."""
+    async with Sandbox(script=["silence"]) as sandbox:
+        settings: Any = {"flush_interval": 0, "max_batch_size": 1, "request_timeout": 1.0}
+        async with emitter_for(sandbox, retry=RetryPolicy(max_attempts=1), **settings) as emitter:
+            first, second = [await emitter.track(event()) for _ in range(2)]
+            assert isinstance(await second, Receipt)
+            assert first.exception() is not None
+
+
+async def test_a_parked_trip_keeps_its_younger_events() -> None:
+    """Those whose deadline has passed end, the others stay parked."""
+    loop = asyncio.get_running_loop()
+    async with Sandbox() as sandbox:
+        policy = RetryPolicy(deadline=100)
+        async with emitter_for(sandbox, flush_interval=60, retry=policy, close_timeout=0) as emitter:
+            old = await emitter.track(event())
+            await asyncio.sleep(50)
+            young = await emitter.track(event())
+            assert emitter._engine is not None
+            pool = emitter._engine.pool
+            pool._queue.flush()
+            taken = pool._queue.take(now=loop.time())
+            assert taken is not None
+            pool._park(Trip(*taken), loop.time() + 1000)
+            await asyncio.sleep(51)
+            pool._sweep_parked(loop.time())
+            assert (old.done(), young.done(), pool.parked) == (True, False, 1)
