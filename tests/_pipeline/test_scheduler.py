@@ -385,3 +385,6 @@ async def test_a_parked_trip_keeps_its_younger_events() -> None:
             await asyncio.sleep(51)
             pool._sweep_parked(loop.time())
             assert (old.done(), young.done(), pool.parked) == (True, False, 1)
+            await asyncio.sleep(50)
+            pool._sweep_parked(loop.time())
+            assert (young.done(), pool.parked, emitter.stats.sessions) == (True, 0, 0)
