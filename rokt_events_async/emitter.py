@@ -306,10 +306,10 @@ class Emitter:
             delivery = intake.prepare(event)
             if not intake.accept_nowait(delivery):
                 await intake.accept(delivery, max_wait=max_wait)
-            accepted += 1
-            if accepted % _TURN == 0:
-                await asyncio.sleep(0)
             yield delivery
+            accepted += 1
+            if accepted % _TURN == 0:  # After the yield: a cancellation here loses no delivery.
+                await asyncio.sleep(0)
 
     async def deliver(self, event: PartnerEvent, timeout: float | None = None) -> Receipt:
         """Accepts one event and waits for its outcome.
@@ -317,7 +317,7 @@ class Emitter:
         Cancelled after the event was accepted, it is still sent and still counted.
 
         Args:
-            timeout: Seconds to wait for the outcome; `None` waits without bound.
+            timeout: Seconds to wait for the outcome once the event is accepted; `None` waits without bound.
 
         Raises:
             DeliveryError: The event was not delivered.
@@ -327,14 +327,15 @@ class Emitter:
             WrongContextError: As `track`.
         """
         seconds = None if timeout is None else check_number("timeout", timeout, at_least=0)
+        delivery = await self.track(event)
         async with asyncio.timeout(seconds):
-            return await (await self.track(event))
+            return await delivery
 
     def track_threadsafe(self, event: PartnerEvent) -> concurrent.futures.Future[Receipt]:
         """Accepts one event from any thread, as `track` does from the emitter's own loop.
 
-        It returns once the event is accepted, and blocks the calling thread while the queue is full. On the
-        loop's own thread it cannot block: there it is `track_nowait`, and a full queue raises.
+        It returns once the event is accepted, and blocks the calling thread for at most `max_wait` while the
+        queue is full. On the loop's own thread it cannot block: there it is `track_nowait`.
         Do not call it from a handler of `signal.signal`, which may interrupt the emitter's own work.
 
         Returns:

@@ -79,6 +79,7 @@ async def test_one_failing_session_is_no_outage() -> None:
                 await asyncio.sleep(0.01)
             assert emitter.health.state == "retrying"
             await emitter.aclose(timeout=0)
+            assert not emitter.health.is_breaker_open, "a closed emitter starts nothing"
 
 
 async def test_a_full_queue_is_a_problem(sandbox: Sandbox) -> None:
@@ -152,3 +153,34 @@ async def test_many_events_are_accepted_in_order(sandbox: Sandbox) -> None:
 
     assert [delivery.event.parent_guid for delivery in plain + later] == [one.parent_guid for one in events]
     assert turns > 10
+
+
+async def test_a_time_out_of_the_outcome_does_not_count_the_wait_for_room() -> None:
+    """The event that a `TimeoutError` tells of was accepted, and is still sent."""
+    async with Sandbox(latency=2.0) as slow:
+        async with emitter_for(slow, max_pending=1, max_wait=None, flush_interval=0) as emitter:
+            await emitter.track(event())
+            with pytest.raises(TimeoutError):
+                await emitter.deliver(event(), timeout=0.5)
+            assert emitter.stats.accepted == 2
+            await emitter.flush()
+            assert emitter.stats.delivered == 2
+
+
+async def test_many_events_that_are_broken_off_lose_no_delivery(sandbox: Sandbox) -> None:
+    """Every accepted event was yielded, also where the loop turns."""
+    seen = 0
+
+    async def consume(emitter: Emitter) -> None:
+        nonlocal seen
+        async for _ in emitter.track_many([event() for _ in range(250)]):
+            seen += 1
+
+    async with emitter_for(sandbox, flush_interval=60) as emitter:
+        consuming = asyncio.create_task(consume(emitter))
+        while not seen:
+            await asyncio.sleep(0)
+        consuming.cancel()
+        await asyncio.wait([consuming])
+        assert 0 < seen == emitter.stats.accepted < 250
+        await emitter.aclose(timeout=0)

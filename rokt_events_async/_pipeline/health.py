@@ -96,7 +96,7 @@ class HealthMonitor:
     def refresh(self) -> None:
         """Tells observers if the state or the problems have changed."""
         known = self._known
-        if (self._state(), self._ledger.problems, self._breaker.is_open) != (
+        if (self._state(), self._ledger.problems, self._is_breaker_open()) != (
             known.state,
             known.problems,
             known.is_breaker_open,
@@ -128,9 +128,13 @@ class HealthMonitor:
             oldest_pending_age=self._ledger.oldest_age(now=now),
             parked=backlog.parked,
             next_attempt_at=as_utc(backlog.next_attempt_at) if backlog.parked else None,
-            is_breaker_open=self._breaker.is_open,
+            is_breaker_open=self._is_breaker_open(),
             stats=self._ledger.stats(sessions=backlog.sessions),
         )
+
+    def _is_breaker_open(self) -> bool:
+        """Returns True while requests start only at a trickle; a closed emitter starts none."""
+        return self._breaker.is_open and self._phase != "closed"
 
     def _state(self) -> HealthState:
         if self._phase is not None:

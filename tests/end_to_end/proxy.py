@@ -46,6 +46,7 @@ class FaultyProxy:
         self._server_ssl = server_ssl
         self.temper = temper
         self.connections = 0
+        self.resets = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -109,6 +110,7 @@ class FaultyProxy:
                         return
                     if temper.reset_after is not None and carried >= temper.reset_after:
                         reset(to)
+                        self.resets += 1
                         return
 
 
