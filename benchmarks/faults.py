@@ -23,6 +23,7 @@ from rich.table import Table
 
 from benchmarks.load import CREDENTIALS, make
 from benchmarks.measure import RESULTS
+from benchmarks.scale import Holds
 from benchmarks.sink import MARK
 from rokt_events_async import Delivery, Emitter, RetryPolicy
 from rokt_events_async._pipeline.transport import Request
@@ -165,28 +166,17 @@ async def longest_track() -> float:
 
 
 async def hold(work: Callable[[], Any]) -> float:
-    """The longest time that the loop was held meanwhile, in seconds; the collector is off."""
-    longest, last = 0.0, time.perf_counter()
-    is_over = False
-
-    async def watch() -> None:
-        nonlocal longest, last
-        last = time.perf_counter()
-        while not is_over:
-            await asyncio.sleep(0)
-            now = time.perf_counter()
-            longest, last = max(longest, now - last), now
-
+    """The longest time in seconds that a single callback held the loop meanwhile; the collector is off."""
+    holds = Holds()
     gc.collect()
     gc.disable()
-    watching = asyncio.create_task(watch())
+    holds.is_counting = True
     try:
         await work()
     finally:
-        is_over = True
-        await watching
+        holds.is_counting = False
         gc.enable()
-    return longest
+    return holds.longest
 
 
 async def hold_of_track_many() -> float:
