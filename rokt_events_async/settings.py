@@ -283,6 +283,10 @@ def _check_share(value: object) -> float:
 
 
 def _check_when_full(value: object) -> WhenFull:
+    if value == "wait":
+        raise InvalidSettingError(
+            "when_full must be one of 'drop', 'raise', got 'wait': max_wait=None waits for room without bound"
+        )
     choice: WhenFull = check_choice("when_full", value, get_args(WhenFull))
     return choice
 

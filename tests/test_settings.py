@@ -189,6 +189,7 @@ async def test_a_session_that_cannot_be_used_is_refused() -> None:
         ("max_session_share", 1.5, "max_session_share must be a number > 0 and <= 1, got 1.5"),
         ("max_session_share", 0, "max_session_share must be a finite number > 0, got 0"),
         ("max_wait", -1, "max_wait must be a finite number >= 0, got -1"),
+        ("when_full", "wait", "one of 'drop', 'raise', got 'wait': max_wait=None waits for room"),
         ("max_wait", "long", "max_wait must be a finite number >= 0, got 'long'"),
     ],
 )
