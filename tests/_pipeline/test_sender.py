@@ -152,7 +152,7 @@ async def test_the_deadline_gives_up_before_the_wait() -> None:
             with pytest.raises(DeliveryFailedError, match="deadline falls before the next attempt"):
                 await emitter.deliver(event())
 
-            assert 8 <= loop.time() - started < 10
+            assert 6 <= loop.time() - started < 10  # The longest wait after the fifth failure is 4 s.
 
 
 async def test_an_outage_of_a_minute_costs_nothing() -> None:
