@@ -27,8 +27,8 @@ from rokt_events_async._pipeline.dead_letters import DeadLetters, OnUndelivered
 from rokt_events_async._pipeline.engine import Engine, assemble
 from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.intake import Intake
-from rokt_events_async._pipeline.ledger import Ledger, closed_error
 from rokt_events_async._pipeline.retry import Random
+from rokt_events_async._pipeline.room import closed_error
 from rokt_events_async._pipeline.threadsafe import Listeners, LoopGoneError, run_there
 from rokt_events_async._pipeline.transport import HttpTransport, Transport, check_session
 from rokt_events_async.errors import EmitterClosedError, EmitterNotStartedError, WrongContextError
@@ -139,7 +139,6 @@ class Emitter:
             self._dead_letters = DeadLetters(on_undelivered, max_pending=max_pending)
         told = (LoggingObserver(),) if observers is None else observers
         self._hooks = Hooks(told, self._dead_letters)
-        self._ledger = Ledger(self._settings, self._hooks)
         self._listeners: Listeners[Receipt] = Listeners(outcome_lost_error)
         self._home = Home()
         self._engine: Engine | None = None
@@ -177,7 +176,6 @@ class Emitter:
                 timeout=settings.request_timeout,
                 connections=settings.max_concurrency,
             ),
-            ledger=self._ledger,
             hooks=self._hooks,
             dead_letters=self._dead_letters,
             listeners=self._listeners,
@@ -388,7 +386,7 @@ class Emitter:
         self._engine.pool.flush()
         try:
             async with asyncio.timeout(seconds):
-                await self._ledger.settled()
+                await self._engine.ledger.settled()
         except TimeoutError:
             return False
         return True
@@ -414,15 +412,7 @@ class Emitter:
     @property
     def stats(self) -> EmitterStats:
         """A snapshot of the account; at every instant it adds up."""
-        if self._engine is None:
-            return self._ledger.stats()
-        pool, sender = self._engine.pool, self._engine.sender
-        return self._ledger.stats(
-            sessions=pool.sessions,
-            in_flight=sender.in_flight,
-            requests=sender.requests,
-            retries=sender.retries,
-        )
+        return EmitterStats() if self._engine is None else self._engine.stats()
 
     @property
     def health(self) -> Health:

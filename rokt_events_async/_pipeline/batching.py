@@ -38,7 +38,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
@@ -148,16 +148,29 @@ class Batches(Generic[T]):
     Args:
         max_batch_size: The most items that a batch holds.
         linger: Seconds after its first item at which an open batch falls due.
+        heavy: A session that holds as many items, or as many bytes, is heavy.
+        size_of: Returns the size of an item in bytes.
     """
 
-    def __init__(self, *, max_batch_size: int, linger: float) -> None:
+    def __init__(
+        self,
+        *,
+        max_batch_size: int,
+        linger: float,
+        heavy: tuple[float, float] = (math.inf, math.inf),
+        size_of: Callable[[T], int] = lambda _: 0,
+    ) -> None:
         self._max_batch_size = max_batch_size
         self._linger = linger
+        self._heavy_items, self._heavy_bytes = heavy
+        self._size_of = size_of
         self._shards: tuple[dict[str, Session[T]], ...] = tuple({} for _ in range(_SHARDS))
         self._opening = _Ring()
         self._flushed = _Ring()
         self._ready: OrderedDict[Session[T], None] = OrderedDict()
         self.sessions = 0
+        self.heavy: dict[str, Session[T]] = {}
+        """The sessions that are heavy, by their id."""
 
     def held_by(self, session_id: str) -> tuple[int, int]:
         """Returns how many items and bytes a session holds, those in flight included."""
@@ -173,6 +186,8 @@ class Batches(Generic[T]):
             self.sessions += 1
         session.items += 1
         session.bytes += size
+        if session.items >= self._heavy_items or session.bytes >= self._heavy_bytes:
+            self.heavy[session_id] = session
         if not session.open:
             session.open = [item]
             session.opened_at = now
@@ -266,12 +281,12 @@ class Batches(Generic[T]):
         session.is_due = False
         return batch
 
-    def give_back(self, session_id: str, *, items: int, size: int) -> None:
-        """Takes settled items and bytes off what their session holds, if there still is one."""
-        session = self._shards[hash(session_id) % _SHARDS].get(session_id)
-        if session is not None:
-            session.items -= items
-            session.bytes -= size
+    def settle(self, session: Session[T], *, items: int, size: int) -> None:
+        """Takes settled items and bytes off what their session holds."""
+        session.items -= items
+        session.bytes -= size
+        if self.heavy and session.items < self._heavy_items and session.bytes < self._heavy_bytes:
+            self.heavy.pop(session.id, None)
 
     def release(self, session: Session[T], *, now: float) -> None:
         """Takes back a session whose batch is settled, so that its next batch can leave."""
@@ -324,14 +339,13 @@ class Batches(Generic[T]):
         """Takes overdue items out of one session, from the front, about `at_most` of them."""
         overdue: list[T] = []
         while session.full and len(overdue) < at_most:
-            batch = session.full
-            overdue += _drop_front(batch, is_overdue)
-            if batch:
+            overdue += self._drop_front(session, session.full, is_overdue)
+            if session.full:
                 return overdue
             session.pop_full()
         if session.full:
             return overdue
-        overdue += _drop_front(session.open, is_overdue)
+        overdue += self._drop_front(session, session.open, is_overdue)
         if not session.open:
             _unlink(session)
             session.is_due = False
@@ -341,11 +355,8 @@ class Batches(Generic[T]):
         self._forget_if_empty(session)
         return overdue
 
-
-def _drop_front(batch: list[T], is_overdue: Callable[[T], bool]) -> list[T]:
-    count = 0
-    while count < len(batch) and is_overdue(batch[count]):
-        count += 1
-    dropped = batch[:count]
-    del batch[:count]
-    return dropped
+    def _drop_front(self, session: Session[T], batch: list[T], is_overdue: Callable[[T], bool]) -> list[T]:
+        dropped = list(takewhile(is_overdue, batch))
+        del batch[: len(dropped)]
+        self.settle(session, items=len(dropped), size=sum(map(self._size_of, dropped)))
+        return dropped

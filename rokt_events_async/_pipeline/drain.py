@@ -22,6 +22,7 @@ from rokt_events_async._pipeline.health import HealthMonitor
 from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.ledger import Ledger
 from rokt_events_async._pipeline.log import log
+from rokt_events_async._pipeline.room import Room
 from rokt_events_async._pipeline.scheduler import Pool
 from rokt_events_async._pipeline.threadsafe import Listeners
 from rokt_events_async._pipeline.transport import Transport
@@ -39,6 +40,7 @@ class Drain:
         self,
         *,
         pool: Pool,
+        room: Room,
         ledger: Ledger,
         transport: Transport,
         health: HealthMonitor,
@@ -48,6 +50,7 @@ class Drain:
         on_closed: Callable[[], None],
     ) -> None:
         self._pool = pool
+        self._room = room
         self._ledger = ledger
         self._transport = transport
         self._health = health
@@ -68,6 +71,7 @@ class Drain:
     def start(self, seconds: float) -> None:
         """Ends intake and starts the drain, unless it runs already."""
         if self._task is None:
+            self._room.close()
             self._ledger.close()
             self._health.enter("closing")
             self._pool.close(deadline=asyncio.get_running_loop().time() + seconds)
@@ -114,7 +118,7 @@ class Drain:
         ended = asyncio.ensure_future(self._grace_ended.wait())
         with contextlib.suppress(asyncio.CancelledError):  # At the loop's end, for example: stop now.
             await asyncio.wait((settled, ended), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        left = self._ledger.pending
+        left = self._room.events
         settled.cancel()
         ended.cancel()
         await self._pool.stop()

@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from rokt_events_async._pipeline.batching import Batches
 from rokt_events_async._pipeline.breaker import Breaker
 from rokt_events_async._pipeline.dead_letters import DeadLetters
 from rokt_events_async._pipeline.drain import Drain
@@ -17,12 +18,15 @@ from rokt_events_async._pipeline.health import HealthMonitor
 from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.intake import Intake
 from rokt_events_async._pipeline.ledger import Ledger
+from rokt_events_async._pipeline.parking import Parking
 from rokt_events_async._pipeline.retry import Random
+from rokt_events_async._pipeline.room import Room, session_share
 from rokt_events_async._pipeline.scheduler import Pool
 from rokt_events_async._pipeline.sender import Sender
 from rokt_events_async._pipeline.settlement import Settlement
 from rokt_events_async._pipeline.threadsafe import Listeners
 from rokt_events_async._pipeline.transport import Transport
+from rokt_events_async.outcomes import Delivery, EmitterStats
 from rokt_events_async.settings import Credentials, EmitterSettings
 
 
@@ -30,6 +34,8 @@ from rokt_events_async.settings import Credentials, EmitterSettings
 class Engine:
     """The parts that need a loop."""
 
+    queue: Batches[Delivery]
+    ledger: Ledger
     transport: Transport
     health: HealthMonitor
     sender: Sender
@@ -37,13 +43,21 @@ class Engine:
     intake: Intake
     drain: Drain
 
+    def stats(self) -> EmitterStats:
+        """Returns a snapshot of the account. Safe from any thread."""
+        return self.ledger.stats(
+            sessions=self.queue.sessions,
+            in_flight=self.sender.in_flight,
+            requests=self.sender.requests,
+            retries=self.sender.retries,
+        )
+
 
 def assemble(
     *,
     settings: EmitterSettings,
     credentials: Credentials,
     transport: Transport,
-    ledger: Ledger,
     hooks: Hooks,
     dead_letters: DeadLetters | None,
     listeners: Listeners[Any],
@@ -56,8 +70,27 @@ def assemble(
     context = contextvars.copy_context()
     if dead_letters is not None:
         dead_letters.bind(loop, context)
+    share = session_share(settings)
+    queue: Batches[Delivery] = Batches(
+        max_batch_size=settings.max_batch_size,
+        linger=settings.flush_interval,
+        heavy=(share[0] / 2, share[1] / 2),
+        size_of=lambda delivery: len(delivery.wire),
+    )
+    parking = Parking()
+    room = Room(settings, queue)
+    ledger = Ledger(room, hooks)
     breaker = Breaker(max_concurrency=settings.max_concurrency, wait=settings.retry.wait)
-    health = HealthMonitor(breaker=breaker, ledger=ledger, hooks=hooks, clock=clock, now=loop.time)
+    health = HealthMonitor(
+        breaker=breaker,
+        queue=queue,
+        parking=parking,
+        room=room,
+        ledger=ledger,
+        hooks=hooks,
+        clock=clock,
+        now=loop.time,
+    )
     settlement = Settlement(ledger, credentials, now=loop.time)
     sender = Sender(
         settings=settings,
@@ -73,22 +106,25 @@ def assemble(
     )
     pool = Pool(
         settings=settings,
+        queue=queue,
+        parking=parking,
         sender=sender,
         settlement=settlement,
         breaker=breaker,
-        on_released=ledger.on_released,
+        on_released=room.on_released,
         loop=loop,
         context=context,
     )
-    ledger.watch(pool.held_by)
-    health.watch(pool)
     return Engine(
+        queue=queue,
+        ledger=ledger,
         transport=transport,
         health=health,
         sender=sender,
         pool=pool,
         intake=Intake(
             settings=settings,
+            room=room,
             ledger=ledger,
             pool=pool,
             health=health,
@@ -98,6 +134,7 @@ def assemble(
         ),
         drain=Drain(
             pool=pool,
+            room=room,
             ledger=ledger,
             transport=transport,
             health=health,

@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Final, Protocol
+from typing import Any, Final
 
+from rokt_events_async._pipeline.batching import Batches
 from rokt_events_async._pipeline.breaker import Breaker
 from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.ledger import Ledger
+from rokt_events_async._pipeline.parking import Parking
+from rokt_events_async._pipeline.room import Room
 from rokt_events_async.outcomes import Health, HealthState, LastError
 
 _CALM: Final = 10.0
@@ -23,30 +26,8 @@ _OUTAGE_SESSIONS: Final = 3
 """How many sessions must have failed since the last answer to speak of an outage."""
 
 
-class Backlog(Protocol):
-    """What is read of the pool. All of it is safe from any thread."""
-
-    @property
-    def sessions(self) -> int:
-        """Sessions with pending events."""
-
-    @property
-    def parked(self) -> int:
-        """Sessions whose batch waits for its next attempt, or for a slot."""
-
-    @property
-    def next_attempt_at(self) -> float:
-        """When the next of them is due, by the loop's clock."""
-
-
-class _NoBacklog:
-    sessions = 0
-    parked = 0
-    next_attempt_at = math.inf
-
-
 class HealthMonitor:
-    """Derives the health of one emitter.
+    """Derives the health of one emitter. What it reads of the others is safe from any thread.
 
     Args:
         clock: Returns the aware now.
@@ -57,6 +38,9 @@ class HealthMonitor:
         self,
         *,
         breaker: Breaker,
+        queue: Batches[Any],
+        parking: Parking,
+        room: Room,
         ledger: Ledger,
         hooks: Hooks,
         clock: Callable[[], datetime],
@@ -67,15 +51,13 @@ class HealthMonitor:
         self._hooks = hooks
         self._clock = clock
         self._now = now
-        self._backlog: Backlog = _NoBacklog()
+        self._queue = queue
+        self._parking = parking
+        self._room = room
         self._phase: HealthState | None = None
         self._last_failure = -math.inf
         self._last_error: LastError | None = None
         self._known = Health(state="ok", since=clock())
-
-    def watch(self, backlog: Backlog) -> None:
-        """Sets where the backlog is read."""
-        self._backlog = backlog
 
     @property
     def is_watching(self) -> bool:
@@ -96,7 +78,7 @@ class HealthMonitor:
     def refresh(self) -> None:
         """Tells observers if the state or the problems have changed."""
         known = self._known
-        if (self._state(), self._ledger.problems, self._is_breaker_open()) != (
+        if (self._state(), self._room.problems, self._is_breaker_open()) != (
             known.state,
             known.problems,
             known.is_breaker_open,
@@ -107,12 +89,12 @@ class HealthMonitor:
 
     def backlog(self) -> tuple[int, int]:
         """Returns how many events are pending, and of how many sessions."""
-        return self._ledger.pending, self._backlog.sessions
+        return self._room.events, self._queue.sessions
 
     def snapshot(self) -> Health:
         """Returns the health at this moment. It changes nothing, and may be called from any thread."""
         now, clock = self._now(), self._clock()
-        state, backlog = self._state(), self._backlog
+        state, parked = self._state(), len(self._parking)
 
         def as_utc(at: float) -> datetime:
             return clock + timedelta(seconds=at - now)
@@ -120,16 +102,16 @@ class HealthMonitor:
         delivered_at = self._ledger.last_delivered_at
         return Health(
             state=state,
-            problems=self._ledger.problems,
+            problems=self._room.problems,
             since=self._known.since if state == self._known.state else clock,
             last_delivered_at=None if delivered_at is None else as_utc(delivered_at),
             last_error=self._last_error,
-            pending=self._ledger.pending,
+            pending=self._room.events,
             oldest_pending_age=self._ledger.oldest_age(now=now),
-            parked=backlog.parked,
-            next_attempt_at=as_utc(backlog.next_attempt_at) if backlog.parked else None,
+            parked=parked,
+            next_attempt_at=as_utc(self._parking.peek()) if parked else None,
             is_breaker_open=self._is_breaker_open(),
-            stats=self._ledger.stats(sessions=backlog.sessions),
+            stats=self._ledger.stats(sessions=self._queue.sessions),
         )
 
     def _is_breaker_open(self) -> bool:
@@ -141,6 +123,6 @@ class HealthMonitor:
             return self._phase
         if self._breaker.is_open and self._breaker.failed_sessions >= _OUTAGE_SESSIONS:
             return "outage"
-        if self._breaker.is_open or self._backlog.parked or self._now() < self._last_failure + _CALM:
+        if self._breaker.is_open or self._parking or self._now() < self._last_failure + _CALM:
             return "retrying"
         return "ok"

@@ -10,6 +10,7 @@ from rokt_events_async._fields import DEFAULT_TIME, problem
 from rokt_events_async._pipeline.health import HealthMonitor
 from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.ledger import Ledger
+from rokt_events_async._pipeline.room import Room
 from rokt_events_async._pipeline.scheduler import Pool
 from rokt_events_async._protocol.encoding import Stamp, encode
 from rokt_events_async.errors import InvalidEventError
@@ -29,6 +30,7 @@ class Intake:
         self,
         *,
         settings: EmitterSettings,
+        room: Room,
         ledger: Ledger,
         pool: Pool,
         health: HealthMonitor,
@@ -37,6 +39,7 @@ class Intake:
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._when_full = settings.when_full
+        self._room = room
         self._ledger = ledger
         self._pool = pool
         self._health = health
@@ -74,13 +77,15 @@ class Intake:
         Raises:
             QueueFullError: The event could never fit.
         """
-        now = self._loop.time()
-        if self._ledger.admit_nowait(delivery, now=now):
+        size = len(delivery.wire)
+        if self._room.take_nowait(delivery.event.session_id, size):
+            now = self._loop.time()
+            self._ledger.admit(delivery, now=now)
             self._pool.enqueue(delivery, now=now)
             if self._hooks.accepted:
                 self._hooks.accepted(delivery)
             return True
-        self._ledger.check_size(len(delivery.wire))
+        self._room.check_size(size)
         return False
 
     async def accept(self, delivery: Delivery, *, max_wait: float | None) -> None:
@@ -93,14 +98,16 @@ class Intake:
             QueueFullError: No room came free, and `when_full` is `"raise"`.
             EmitterClosedError: The emitter was closed meanwhile.
         """
-        may_wait = max_wait is None or (max_wait > 0 and not self._ledger.is_jammed(delivery))
-        if may_wait and await self._ledger.wait_for_room(delivery, timeout=max_wait):
+        session_id, size = delivery.event.session_id, len(delivery.wire)
+        may_wait = max_wait is None or (max_wait > 0 and not self._room.is_jammed(session_id))
+        if may_wait and await self._room.wait(session_id, size, timeout=max_wait):
             now = self._loop.time()
-            self._ledger.admit_granted(delivery, now=now)
+            self._room.take_granted(session_id, size)
+            self._ledger.admit(delivery, now=now)
             self._pool.enqueue(delivery, now=now)
             self._hooks.accepted(delivery)
             return
-        self._ledger.jam(delivery)
+        self._room.jam(session_id, size)
         self.overflow(delivery)
 
     def overflow(self, delivery: Delivery) -> None:
@@ -109,7 +116,7 @@ class Intake:
         Raises:
             QueueFullError: `when_full` is `"raise"`.
         """
-        error = self._ledger.full_error(delivery)
+        error = self._room.full_error(delivery.event.session_id, len(delivery.wire))
         self._health.refresh()
         if self._when_full == "raise":
             raise error

@@ -57,9 +57,11 @@ _LAST_ATTEMPT: Final = 1.0
 
 
 class Pool:
-    """Owns the queue of batches and the parked trips, and the workers that send them.
+    """Owns the workers, and decides what they send.
 
     Args:
+        queue: Fresh batches. Nobody else takes from it.
+        parking: Parked trips. Nobody else takes from it.
         on_released: Called with a session's id when the session holds less than before.
         context: The context in which tasks and timers run, so that they do not inherit a caller's.
     """
@@ -68,6 +70,8 @@ class Pool:
         self,
         *,
         settings: EmitterSettings,
+        queue: Batches[Delivery],
+        parking: Parking,
         sender: Sender,
         settlement: Settlement,
         breaker: Breaker,
@@ -75,12 +79,8 @@ class Pool:
         loop: asyncio.AbstractEventLoop,
         context: Context,
     ) -> None:
-        self._queue: Batches[Delivery] = Batches(
-            max_batch_size=settings.max_batch_size, linger=settings.flush_interval
-        )
-        self.held_by: Final = self._queue.held_by
-        """Returns how many events and bytes of a session are pending."""
-        self._parking = Parking()
+        self._queue = queue
+        self._parking = parking
         self._sender = sender
         self._settlement = settlement
         self._breaker = breaker
@@ -98,21 +98,6 @@ class Pool:
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._closes_at = math.inf
         self._is_stopping = False
-
-    @property
-    def sessions(self) -> int:
-        """Sessions with events waiting or in flight."""
-        return self._queue.sessions
-
-    @property
-    def parked(self) -> int:
-        """Sessions whose batch waits for its next attempt, or for a slot."""
-        return len(self._parking)
-
-    @property
-    def next_attempt_at(self) -> float:
-        """When the next parked batch is due, by the loop's clock. Safe from any thread."""
-        return self._parking.peek()
 
     def enqueue(self, delivery: Delivery, *, now: float) -> None:
         """Queues an admitted event."""
@@ -166,6 +151,10 @@ class Pool:
         now = self._loop.time()
         if not self._breaker.may_start(now=now):
             return None
+        if not self._parking:
+            trip = self._take_fresh(now)
+            if trip is not None or not self._parking:
+                return trip
         prefers_fresh = self._breaker.is_open or self._closes_at < math.inf
         retry_at = self._retry_due(self._queue.next_due(), now)
         if prefers_fresh or retry_at > now or retry_at > self._queue.due_since(now=now):
@@ -263,6 +252,9 @@ class Pool:
 
     def _start_next(self) -> None:
         """Starts or schedules the next worker: the current one is busy from now on."""
+        if self._is_busy():
+            self._arm_sweep()
+            return
         now = self._loop.time()
         if self._starts_at(now) <= now:
             self._wake(now)
@@ -287,7 +279,7 @@ class Pool:
         """Takes back the session of a trip that is over."""
         now, session = self._loop.time(), trip.session
         items, size = trip.size
-        self._queue.give_back(session.id, items=items, size=size)
+        self._queue.settle(session, items=items, size=size)
         if session.has_more:
             is_overdue = self._sender.overdue_by(now)
             self._give_up_overdue(self._queue.drop_overdue(session, is_overdue, at_most=_SLICE))
@@ -328,11 +320,9 @@ class Pool:
 
     def _give_up_overdue(self, deliveries: Iterable[Delivery]) -> None:
         for delivery in deliveries:
-            session_id = delivery.event.session_id
-            self._queue.give_back(session_id, items=1, size=len(delivery.wire))
             reason = f"its deadline of {self._deadline:g} s passed in the queue"
             self._settlement.abandon((delivery,), reason)
-            self._on_released(session_id)
+            self._on_released(delivery.event.session_id)
 
     # The end.
 

@@ -339,3 +339,23 @@ def test_no_batch_waits_longer_than_its_linger(arrivals: list[tuple[str, float]]
             batches.release(session, now=now)
         now = arrival
         batches.add(session_id, now, now=now)
+
+
+def test_heavy_sessions_are_known() -> None:
+    """By items or by bytes, until they hold less, whatever became of the items."""
+    batches: Batches[int] = Batches(max_batch_size=2, linger=1.0, heavy=(3, 10), size_of=lambda item: item)
+    for _ in range(3):
+        batches.add("many", 1, size=1, now=0.0)
+    batches.add("large", 10, size=10, now=0.0)
+    batches.add("small", 1, size=1, now=0.0)
+    assert set(batches.heavy) == {"many", "large"}
+
+    taken = batches.take(now=0.0)
+    assert taken is not None
+    batches.settle(taken[0], items=2, size=2)
+    batches.release(taken[0], now=0.0)
+    assert set(batches.heavy) == {"large"}
+    batches.take_overdue(lambda _: True, start=0, at_most=10)
+    assert not batches.heavy
+    assert batches.held_by("large") == (0, 0)
+    assert batches.sessions == 0

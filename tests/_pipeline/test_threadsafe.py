@@ -329,7 +329,8 @@ def test_when_its_loop_ends_meanwhile() -> None:
     first = emitter.track_threadsafe(event())
 
     def leave_while_the_second_waits() -> None:
-        while not emitter._ledger._line.waiters:
+        assert emitter._engine is not None
+        while not emitter._engine.intake._room._line.waiters:
             time.sleep(0.01)
         leave.set()
 

@@ -20,7 +20,8 @@ from rokt_events_async._pipeline.batching import Batches
 from rokt_events_async._pipeline.breaker import Breaker
 from rokt_events_async._pipeline.dead_letters import DeadLetters
 from rokt_events_async._pipeline.hooks import Hook
-from rokt_events_async._pipeline.ledger import Ledger, _Line
+from rokt_events_async._pipeline.ledger import Ledger
+from rokt_events_async._pipeline.room import Room, _Line
 from rokt_events_async._pipeline.scheduler import Pool
 from rokt_events_async._pipeline.sender import Sender
 from rokt_events_async._pipeline.settlement import Settlement
@@ -165,36 +166,34 @@ def _() -> Any:
     def count(self: Any, outcome: Any, count: int, size: int) -> None:
         original(self, outcome, count, size)
         if outcome == "rejected":
-            self._pending += 1
+            self._room.events += 1
 
     return replace(Ledger, "_count", count)
 
 
 @bug("who is cancelled while it waits for room keeps what it was granted")
 def _() -> Any:
-    original = Ledger.wait_for_room
+    original = Room.wait
 
-    async def wait(self: Any, delivery: Any, *, timeout: float | None) -> bool:
+    async def wait(self: Any, session_id: str, size: int, *, timeout: float | None) -> bool:
         try:
-            return await original(self, delivery, timeout=timeout)
+            return await original(self, session_id, size, timeout=timeout)
         except asyncio.CancelledError:
             self._granted_events += 1
             raise
 
-    return replace(Ledger, "wait_for_room", wait)
+    return replace(Room, "wait", wait)
 
 
 @bug("the bound on bytes is not looked at")
 def _() -> Any:
-    def admit(self: Any, delivery: Any, *, now: float) -> bool:
-        if self._line.waiters or self._granted or self._pending >= self._max_pending:
+    def take(self: Any, session_id: str, size: int) -> bool:
+        if self._line.waiters or self._granted or self.events >= self._max_events:
             return False
-        self._pending += 1
-        self._pending_bytes += len(delivery.wire)
-        self._enter(delivery, now)
+        self._take(size)
         return True
 
-    return replace(Ledger, "admit_nowait", admit)
+    return replace(Room, "take_nowait", take)
 
 
 @bug("an event is settled twice")
@@ -474,7 +473,7 @@ def _() -> Any:
 def _() -> Any:
     def release(self: Any, trip: Any) -> None:
         items, size = trip.size
-        self._queue.give_back(trip.session.id, items=items, size=size)
+        self._queue.settle(trip.session, items=items, size=size)
         self._queue.release(trip.session, now=self._loop.time())
         self._on_released(trip.session.id)
 
@@ -591,47 +590,59 @@ def _() -> Any:
 
 @bug("a session's share is not given back")
 def _() -> Any:
-    return replace(Batches, "give_back", lambda self, session_id, *, items, size: None)
+    return replace(Batches, "settle", lambda self, session, *, items, size: None)
 
 
 @bug("a session may hold more than its share")
 def _() -> Any:
-    return replace(Ledger, "_fits_share", lambda self, session_id, size: True)
+    return replace(Room, "_fits_share", lambda self, session_id, size: True)
+
+
+@bug("a session is not known to be heavy")
+def _() -> Any:
+    original = Batches.add
+
+    def add(self: Any, session_id: str, item: Any, *, size: int = 0, now: float) -> bool:
+        is_due = original(self, session_id, item, size=size, now=now)
+        self.heavy.clear()
+        return is_due
+
+    return replace(Batches, "add", add)
 
 
 @bug("a caller of a session at its share blocks the line for all")
 def _() -> Any:
-    original = Ledger._grant
+    original = Room._grant
 
     def grant(self: Any) -> None:
         waiters = self._line.waiters
         if not waiters or self._fits_share(waiters[0].session_id, waiters[0].size):
             original(self)
 
-    line = replace(Ledger, "_line_for", lambda self, session_id, size: self._line)
-    return together(line, replace(Ledger, "_grant", grant))
+    line = replace(Room, "_line_for", lambda self, session_id, size: self._line)
+    return together(line, replace(Room, "_grant", grant))
 
 
 @bug("callers in line are not woken at a close")
 def _() -> Any:
-    original = Ledger.close
+    original = Room.close
 
     def close(self: Any) -> None:
         line, self._line = self._line, _Line()
         original(self)
         self._line = line
 
-    return replace(Ledger, "close", close)
+    return replace(Room, "close", close)
 
 
 @bug("a caller waits longer than it is asked to")
 def _() -> Any:
-    original = Ledger.wait_for_room
+    original = Room.wait
 
-    async def wait(self: Any, delivery: Any, *, timeout: float | None) -> bool:
-        return await original(self, delivery, timeout=None if timeout is None else timeout + 5.0)
+    async def wait(self: Any, session_id: str, size: int, *, timeout: float | None) -> bool:
+        return await original(self, session_id, size, timeout=None if timeout is None else timeout + 5.0)
 
-    return replace(Ledger, "wait_for_room", wait)
+    return replace(Room, "wait", wait)
 
 
 @bug("parked trips are forgotten at the end of a close")
