@@ -177,24 +177,25 @@ class Batches(Generic[T]):
         session = self._shards[hash(session_id) % _SHARDS].get(session_id)
         return (session.items, session.bytes) if session else (0, 0)
 
-    def add(self, session_id: str, item: T, *, size: int = 0, now: float) -> bool:
+    def add(self, session_id: str, item: T, now: float, size: int = 0) -> bool:
         """Adds an item to its session. Returns True if that made a batch due that was not due before."""
         shard = self._shards[hash(session_id) % _SHARDS]
         session = shard.get(session_id)
         if session is None:
             session = shard[session_id] = Session(session_id)
             self.sessions += 1
-        session.items += 1
-        session.bytes += size
-        if session.items >= self._heavy_items or session.bytes >= self._heavy_bytes:
+        session.items = items = session.items + 1
+        session.bytes = held = session.bytes + size
+        if items >= self._heavy_items or held >= self._heavy_bytes:
             self.heavy[session_id] = session
-        if not session.open:
-            session.open = [item]
+        batch = session.open
+        if batch:
+            batch.append(item)
+        else:
+            batch = session.open = [item]
             session.opened_at = now
             self._opening.append(session)
-        else:
-            session.open.append(item)
-        if len(session.open) < self._max_batch_size:
+        if len(batch) < self._max_batch_size:
             return False
         return self._close_open(session, now=now)
 

@@ -77,11 +77,11 @@ class Intake:
         Raises:
             QueueFullError: The event could never fit.
         """
-        size = len(delivery.wire)
-        if self._room.take_nowait(delivery.event.session_id, size):
+        session_id, size = delivery.event.session_id, len(delivery.wire)
+        if self._room.take_nowait(session_id, size):
             now = self._loop.time()
-            self._ledger.admit(delivery, now=now)
-            self._pool.enqueue(delivery, now=now)
+            self._ledger.admit(delivery, now)
+            self._pool.enqueue(session_id, delivery, size, now)
             if self._hooks.accepted:
                 self._hooks.accepted(delivery)
             return True
@@ -103,8 +103,8 @@ class Intake:
         if may_wait and await self._room.wait(session_id, size, timeout=max_wait):
             now = self._loop.time()
             self._room.take_granted(session_id, size)
-            self._ledger.admit(delivery, now=now)
-            self._pool.enqueue(delivery, now=now)
+            self._ledger.admit(delivery, now)
+            self._pool.enqueue(session_id, delivery, size, now)
             self._hooks.accepted(delivery)
             return
         self._room.jam(session_id, size)

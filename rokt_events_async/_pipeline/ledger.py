@@ -72,7 +72,7 @@ class Ledger:
                 return max(0.0, now - generation.began)
         return 0.0
 
-    def admit(self, delivery: Delivery, *, now: float) -> None:
+    def admit(self, delivery: Delivery, now: float) -> None:
         """Counts an event that has room as accepted now, and as pending in the newest generation."""
         self._accepted += 1
         delivery.accepted_at = now

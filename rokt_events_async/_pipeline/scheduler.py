@@ -99,9 +99,9 @@ class Pool:
         self._closes_at = math.inf
         self._is_stopping = False
 
-    def enqueue(self, delivery: Delivery, *, now: float) -> None:
-        """Queues an admitted event."""
-        if self._queue.add(delivery.event.session_id, delivery, size=len(delivery.wire), now=now):
+    def enqueue(self, session_id: str, delivery: Delivery, size: int, now: float) -> None:
+        """Queues an admitted event of that session and size."""
+        if self._queue.add(session_id, delivery, now, size):
             self._wake(now)
         elif self._wake_timer is None or self._breaker.starts_at > now:
             self._arm()  # Held up by the breaker, it may need the sweep although a wake-up is scheduled.
@@ -203,11 +203,15 @@ class Pool:
         """Schedules the next start, and the sweep if something is held up."""
         if self._is_stopping:
             return
+        if len(self._workers) >= self._max_concurrency:
+            if self._sweep_timer is None:
+                self._arm_sweep()
+            return
         now = self._loop.time()
         when = self._starts_at(now)
         if when < math.inf:
             self._wake_at(when)
-        if self._parking or self._is_busy() or self._breaker.starts_at > now:
+        if self._parking or self._breaker.starts_at > now:
             self._arm_sweep()
 
     def _wake_at(self, when: float) -> None:
@@ -263,13 +267,16 @@ class Pool:
 
     async def _send(self, trip: Trip) -> None:
         """Sends a trip until it is over, or parks it."""
-        is_slow, is_retry = trip.session.is_slow, trip.is_retry or trip.session.is_slow
-        self._retries[is_slow] += is_retry
+        is_slow = trip.session.is_slow
+        is_retry = is_slow or trip.is_retry
+        if is_retry:
+            self._retries[is_slow] += 1
         wait = None
         try:
             wait = await self._sender.advance(trip)
         finally:
-            self._retries[is_slow] -= is_retry
+            if is_retry:
+                self._retries[is_slow] -= 1
             if wait is None:
                 self._release(trip)
         if wait is not None:

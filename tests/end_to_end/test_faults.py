@@ -303,8 +303,8 @@ def travel_with(emitter: Emitter, session: str) -> None:
     queue = emitter._engine.pool._queue
     file = queue.add
 
-    def add(session_id: str, item: Delivery, *, size: int = 0, now: float) -> bool:
-        return file(session_id or session, item, size=size, now=now)
+    def add(session_id: str, item: Delivery, now: float, size: int = 0) -> bool:
+        return file(session_id or session, item, now, size)
 
     queue.add = add  # type: ignore[method-assign]
 

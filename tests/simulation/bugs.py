@@ -245,8 +245,8 @@ def _() -> Any:
 def _() -> Any:
     original = Batches.add
 
-    def add(self: Any, session_id: str, item: Any, *, now: float) -> bool:
-        is_due = original(self, session_id, item, now=now)
+    def add(self: Any, session_id: str, item: Any, now: float, size: int = 0) -> bool:
+        is_due = original(self, session_id, item, now, size)
         session = self._shards[hash(session_id) % 64].get(session_id)
         if session is not None and session.after is not batching._NOWHERE and not is_due:
             batching._unlink(session)
@@ -261,8 +261,8 @@ def _() -> Any:
 def _() -> Any:
     original = Batches.__init__
 
-    def init(self: Any, *, max_batch_size: int, linger: float) -> None:
-        original(self, max_batch_size=max_batch_size + 1, linger=linger)
+    def init(self: Any, *, max_batch_size: int, **rest: Any) -> None:
+        original(self, max_batch_size=max_batch_size + 1, **rest)
 
     return replace(Batches, "__init__", init)
 
@@ -270,7 +270,7 @@ def _() -> Any:
 @bug("sessions are mixed")
 def _() -> Any:
     original = Batches.add
-    return replace(Batches, "add", lambda self, session_id, item, *, now: original(self, "s", item, now=now))
+    return replace(Batches, "add", lambda self, session_id, *rest: original(self, "s", *rest))
 
 
 @bug("a session has two requests in flight, so that order is lost on a retry")
@@ -577,9 +577,8 @@ def _() -> Any:
 
 @bug("an event accepted while starts are held up does not arm the sweep")
 def _() -> Any:
-    def enqueue(self: Any, delivery: Any, *, now: float) -> None:
-        size = len(delivery.wire)
-        if self._queue.add(delivery.event.session_id, delivery, size=size, now=now):
+    def enqueue(self: Any, session_id: str, delivery: Any, size: int, now: float) -> None:
+        if self._queue.add(session_id, delivery, now, size):
             if self._breaker.starts_at <= now:
                 self._wake(now)
         elif self._wake_timer is None:
@@ -602,8 +601,8 @@ def _() -> Any:
 def _() -> Any:
     original = Batches.add
 
-    def add(self: Any, session_id: str, item: Any, *, size: int = 0, now: float) -> bool:
-        is_due = original(self, session_id, item, size=size, now=now)
+    def add(self: Any, session_id: str, item: Any, now: float, size: int = 0) -> bool:
+        is_due = original(self, session_id, item, now, size)
         self.heavy.clear()
         return is_due
 

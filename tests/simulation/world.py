@@ -75,6 +75,7 @@ THEMES = (
     "rate limiter",
     "outage",
     "busy session",
+    "lingers",
 )
 """What a seed is about: some states are too rare where everything is drawn by itself."""
 
@@ -200,6 +201,9 @@ class World:
         if theme in ("sick sessions", "hanging sessions", "rate limiter", "outage", "busy session"):
             self._follow_partial_failure(theme)
             return
+        if theme == "lingers":
+            self._leave_alone()
+            return
         if theme.startswith("splits"):
             settings |= {
                 "max_batch_size": luck.choice([7, 25]),
@@ -230,6 +234,21 @@ class World:
             self.sessions = luck.choice([3, 6])
         elif theme == "time-outs":
             self.ending = "workers cancelled at a time-out"
+
+    def _leave_alone(self) -> None:
+        """Nothing goes wrong: what leaves late was held up by the emitter itself."""
+        self.share = 0.0
+        self.connect_plans = []
+        self.sessions = self.luck.choice([1, 3])
+        self.kinds = ["SignalViewed"]
+        self.ending = "waits for all"
+        self.settings |= {
+            "flush_interval": self.luck.choice([0.25, 2.0]),
+            "max_batch_size": 25,
+            "max_concurrency": 16,
+            "max_pending": 1000,
+            "max_pending_bytes": 10**7,
+        }
 
     def _follow_partial_failure(self, theme: str) -> None:
         """Some sessions fail, hang or are limited, or all of them do; the rest must not be held up."""
