@@ -103,8 +103,21 @@ def scale() -> Path:
     return write("scale")
 
 
+def faults() -> Path:
+    """What is left of the throughput, and how long healthy events wait."""
+    rows: dict[str, float] = load("faults")
+    _, all_axes = plt.subplots(1, 2, figsize=(9, 2.6))
+    panels = {"of the throughput without faults": ", of that", "wait before sending, ms": ", median s"}
+    for axes, (title, ending) in zip(all_axes, panels.items(), strict=True):
+        chosen = {name.removesuffix(ending): value for name, value in rows.items() if name.endswith(ending)}
+        factor = 1000 if ending == ", median s" else 1
+        axes.barh(list(reversed(chosen)), [factor * chosen[name] for name in reversed(chosen)], color=OURS)
+        axes.set_title(title, loc="left")
+    return write("faults")
+
+
 def main() -> None:
-    for draw in (throughput, peers, scale):
+    for draw in (throughput, peers, scale, faults):
         print(draw().relative_to(Path.cwd()))
 
 

@@ -43,13 +43,18 @@ class Server:
         latency: Seconds before every answer.
         rate: How many of all requests are answered 503.
         sick: What requests of sick sessions meet: a status, or `None` for no answer.
+        lost: How many of all requests have no answer.
     """
 
-    def __init__(self, latency: float = 0.0, rate: float = 0.0, sick: int | None = 200) -> None:
+    def __init__(
+        self, latency: float = 0.0, rate: float = 0.0, sick: int | None = 200, lost: float = 0.0
+    ) -> None:
         self.latency = latency
         self.rate = rate
         self.sick = sick
+        self.lost = lost
         self.is_down: int | None = None
+        self.is_silent = False
         self.started: list[float] = []
         self._luck = random.Random(1)
 
@@ -60,15 +65,20 @@ class Server:
         status = self.is_down or (503 if self._luck.random() < self.rate else 200)
         if session >= SICK:
             if self.sick is None:
-                await asyncio.sleep(HANG)
-                return NoReply(f"no answer within {HANG:g} s", is_timeout=True)
+                return await self._be_silent()
             status = self.sick
+        if self.is_silent or self._luck.random() < self.lost:
+            return await self._be_silent()
         await asyncio.sleep(self.latency)
         if status != 200:
             return Reply(status, {}, b"")
         count = request.body.count(MARK)
         body = b'{"processedEventsCount":%d,"unprocessedEvents":[],"success":true}' % count
         return Reply(200, {}, body)
+
+    async def _be_silent(self) -> NoReply:
+        await asyncio.sleep(HANG)
+        return NoReply(f"no answer within {HANG:g} s", is_timeout=True)
 
     async def aclose(self) -> None:
         """Holds nothing."""
@@ -87,9 +97,11 @@ async def until(deliveries: list[Delivery], part: float = 1.0) -> float:
     return time.perf_counter() - began
 
 
-async def throughput(rate: float, latency: float = 0.01, sessions: int = 4000) -> float:
+async def throughput(
+    rate: float = 0.0, latency: float = 0.01, sessions: int = 4000, lost: float = 0.0
+) -> float:
     """Events per second, until 90 % are settled."""
-    async with emitter_for(Server(latency, rate)) as emitter:
+    async with emitter_for(Server(latency, rate, lost=lost)) as emitter:
         deliveries = [await emitter.track(make(number, number)) for number in range(sessions)]
         return 0.9 * sessions / await until(deliveries, 0.9)
 
@@ -103,12 +115,13 @@ async def beside(sick: int, *, head_start: float = 0.0) -> float:
         return await until([await emitter.track(make(number, number)) for number in range(500)])
 
 
-async def beside_hanging(sick: int, seconds: float = 12.0) -> float:
-    """Median seconds before sending, at 200 healthy events per second beside sessions that hang."""
-    async with emitter_for(Server(0.005, sick=None)) as emitter:
+async def latency_beside(sick: int, *, status: int | None, seconds: float = 8.0) -> float:
+    """Median seconds before sending, at 200 healthy events per second beside sessions that fail or hang."""
+    async with emitter_for(Server(0.005, sick=status)) as emitter:
         for number in range(sick):
             await emitter.track(make(SICK + number, number))
-        await asyncio.sleep(HANG + 0.5)  # From then on it is known which ones hang.
+        if sick:  # From then on it is known which ones hang.
+            await asyncio.sleep(HANG + 0.5 if status is None else 1.0)
         waits: list[float] = []
 
         def note(began: float, _: object) -> None:
@@ -136,14 +149,15 @@ async def outage(max_concurrency: int) -> float:
         return sum(at > first + 2 for at in server.started) / 6
 
 
-async def recovery() -> float:
+async def recovery(*, is_silent: bool = False) -> float:
     """Seconds from the end of an outage until 90 % of 1,000 sessions are settled."""
     server = Server(0.005)
-    server.is_down = 503
+    server.is_down = None if is_silent else 503
+    server.is_silent = is_silent
     async with emitter_for(server) as emitter:
         deliveries = [await emitter.track(make(number, number)) for number in range(1000)]
-        await asyncio.sleep(10)
-        server.is_down = None
+        await asyncio.sleep(25 if is_silent else 10)
+        server.is_down, server.is_silent = None, False
         return await until(deliveries, 0.9)
 
 
@@ -207,22 +221,46 @@ async def hold_of_deadlines(sessions: int = 100_000) -> float:
         return await hold(work)
 
 
+async def hold_of_a_return(sessions: int = 100_000) -> float:
+    """100,000 sessions that come back at once, when an outage ends."""
+    server = Server(0.0)
+    server.is_down = 503
+    async with emitter_for(server, flush_interval=1.0) as emitter:
+        deliveries = [await emitter.track(make(number, number)) for number in range(sessions)]
+        await asyncio.sleep(5)
+
+        async def work() -> None:
+            server.is_down = None
+            await asyncio.wait(deliveries)
+
+        return await hold(work)
+
+
 async def measure() -> dict[str, float]:
     """All rows, one after the other."""
     calm = await throughput(0.0)
     rows = {"events/s, 10 ms, no faults": calm}
     for rate in (0.01, 0.05, 0.2):
         rows[f"{rate:.0%} of 503s, of that"] = await throughput(rate) / calm
+    rows["5% of time-outs, of that"] = await throughput(lost=0.05) / calm
+    slow = await throughput(latency=0.05)
+    rows["events/s, 50 ms, no faults"] = slow
+    rows["5% of 503s at 50 ms, of that"] = await throughput(0.05, 0.05) / slow
     rows["500 healthy alone, s"] = await beside(0)
     rows["500 healthy beside 20 failing, s"] = await beside(20)
     rows["500 healthy after 200 failing, s"] = await beside(200, head_start=2.0)
-    rows["wait beside 20 hanging, median s"] = await beside_hanging(20)
+    for count in (0, 16, 100):
+        rows[f"wait beside {count} failing, median s"] = await latency_beside(count, status=500)
+    for count in (20, 100):
+        rows[f"wait beside {count} hanging, median s"] = await latency_beside(count, status=None)
     for count in (4, 16, 64, 256):
         rows[f"requests/s in an outage, {count} in flight"] = await outage(count)
     rows["recovery after an outage, s"] = await recovery()
+    rows["recovery after a black hole, s"] = await recovery(is_silent=True)
     rows["longest track(), full queue, s"] = await longest_track()
     rows["track_many of 100,000, longest hold, ms"] = 1000 * await hold_of_track_many()
     rows["100,000 deadlines, longest hold, ms"] = 1000 * await hold_of_deadlines()
+    rows["100,000 back at once, longest hold, ms"] = 1000 * await hold_of_a_return()
     return rows
 
 

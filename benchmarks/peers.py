@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from benchmarks.measure import MALLOC, Spread, save, show, terminal
-from benchmarks.peer import PEERS
+from benchmarks.peer import PEERS, WARM_UP
 from benchmarks.sink import sink
 
 OURS = "rokt_events_async"
@@ -51,17 +51,20 @@ def once(name: str, url: str, events: int) -> dict[str, float]:
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--events", default=20_000, show_default=True)
 @click.option("--quick", is_flag=True, help="One round of 5,000 events.")
-def main(rounds: int, events: int, quick: bool) -> None:  # noqa: FBT001 -- by click
+@click.option("--failing", default=0.0, show_default=True, help="How many of all requests are answered 503.")
+def main(rounds: int, events: int, quick: bool, failing: float) -> None:  # noqa: FBT001 -- by click
     """Measures the peers in turn, round after round."""
     console = terminal()
     if quick:
         rounds, events = 1, 5_000
     reports: dict[str, list[dict[str, float]]] = {name: [] for name in (OURS, *PEERS)}
-    with sink() as to:
+    with sink(failing) as to:
         url = f"http://127.0.0.1:{to.port}"
         for number in range(rounds + 1):
             for name, taken in reports.items():
+                before = to.counts().events
                 report = once(name, url, events)
+                report["arrived"] = (to.counts().events - before) / (events + WARM_UP)
                 if number:  # The first makes the environments.
                     taken.append(report)
             console.print(f"  round {number} of {rounds}", style="dim")
@@ -87,6 +90,7 @@ def main(rounds: int, events: int, quick: bool) -> None:  # noqa: FBT001 -- by c
             "held_mean_us": figures["held_mean_us"],
             "held_p99_us": figures["held_p99_us"],
             "peak_memory_mib": figures["peak_memory_mib"],
+            "arrived": figures["arrived"],
         }
         rows.append([name, *map(str, data[name].values())])
     columns = [
@@ -98,10 +102,12 @@ def main(rounds: int, events: int, quick: bool) -> None:  # noqa: FBT001 -- by c
         "held µs",
         "p99 µs",
         "peak MiB",
+        "arrived",
     ]
     show(console, "median (least to most)", columns, rows)
     if not quick:
-        save("peers", {"events": events, "rounds": rounds, "peers": data})
+        name = "peers_failing" if failing else "peers"
+        save(name, {"events": events, "rounds": rounds, "failing": failing, "peers": data})
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,8 +30,10 @@ class Counts:
 
 
 class _Answering(asyncio.Protocol):
-    def __init__(self, counts: Counts) -> None:
+    def __init__(self, counts: Counts, failing: float, luck: random.Random) -> None:
         self._counts = counts
+        self._failing = failing
+        self._luck = luck
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -52,6 +55,9 @@ class _Answering(asyncio.Protocol):
     def _answer(self, body: bytes) -> None:
         count = body.count(MARK)
         self._counts.requests += 1
+        if self._failing and self._luck.random() < self._failing:
+            self._transport.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+            return
         self._counts.events += count
         # What the API says; and what Mixpanel and Amplitude expect, and who asks how many have come.
         answer = (
@@ -65,10 +71,10 @@ class _Answering(asyncio.Protocol):
         self._transport.write(whole)
 
 
-async def _serve(pipe: Connection) -> None:
-    counts = Counts()
+async def _serve(pipe: Connection, failing: float) -> None:
+    counts, luck = Counts(), random.Random(1)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Answering(counts), "127.0.0.1", 0, backlog=1024)
+    server = await loop.create_server(lambda: _Answering(counts, failing, luck), "127.0.0.1", 0, backlog=1024)
     asked: asyncio.Event = asyncio.Event()
     loop.add_reader(pipe.fileno(), asked.set)
     pipe.send(server.sockets[0].getsockname()[1])
@@ -82,13 +88,13 @@ async def _serve(pipe: Connection) -> None:
             pipe.send((counts.requests, counts.events, counts.cpu))
 
 
-def _run(pipe: Connection) -> None:
+def _run(pipe: Connection, failing: float) -> None:
     try:
         import uvloop  # noqa: PLC0415 -- the faster, the less it is in the way
     except ImportError:
-        asyncio.run(_serve(pipe))
+        asyncio.run(_serve(pipe, failing))
     else:
-        uvloop.run(_serve(pipe))
+        uvloop.run(_serve(pipe, failing))
 
 
 class Sink:
@@ -106,11 +112,15 @@ class Sink:
 
 
 @contextmanager
-def sink() -> Iterator[Sink]:
-    """Starts one, and stops it at the end."""
+def sink(failing: float = 0.0) -> Iterator[Sink]:
+    """Starts one, and stops it at the end.
+
+    Args:
+        failing: How many of all requests are answered 503.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_run, args=(theirs,), daemon=True)
+    process = context.Process(target=_run, args=(theirs, failing), daemon=True)
     process.start()
     try:
         yield Sink(ours, ours.recv())
