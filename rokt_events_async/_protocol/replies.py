@@ -1,18 +1,26 @@
 """Replies as the transport brings them back, and the models of their bodies (specification, "Responses").
 
 Bodies are read leniently: keys in any case, unknown keys ignored. A value without the specified shape
-reads as `None`, never as an exception.
+reads as `None`, never as an exception. What tells of single events is read strictly all the same: a key that
+stands twice in an object, or in two casings, makes the whole answer contradictory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
 import attrs
 import orjson
 
+from rokt_events_async._protocol.texts import MAX_TEXT, clean
 from rokt_events_async.errors import ApiError
+
+Clean = Callable[[str], str]
+"""Makes a server's text fit for errors: `texts.clean`, or one that knows the secrets."""
+
+_BOM: Final = b"\xef\xbb\xbf"
 
 
 @attrs.frozen
@@ -26,10 +34,15 @@ class Reply:
 
 @attrs.frozen
 class NoReply:
-    """No status line was received, for this reason. It does not say whether the request went out."""
+    """No status line was received, for this reason. It does not say whether the request went out.
+
+    Attributes:
+        is_unreadable: An answer came, and is no HTTP that can be read.
+    """
 
     reason: str
     is_timeout: bool = False
+    is_unreadable: bool = False
 
 
 @attrs.frozen
@@ -46,10 +59,18 @@ class Unprocessed:
 
 @attrs.frozen
 class Answer:
-    """The body of a 2xx. A body whose count or list lacks the specified shape is no answer at all."""
+    """The body of a 2xx. A body whose count or list lacks the specified shape is no answer at all.
+
+    Attributes:
+        is_contradictory: A key stands twice in one object: what is read is one of several readings.
+    """
 
     processed: int
     unprocessed: tuple[Unprocessed, ...]
+    is_contradictory: bool = False
+
+
+_ORDINARY: Final = {"processedEventsCount", "unprocessedEvents", "success"}
 
 
 def says_all_processed(body: bytes | None, count: int) -> bool:
@@ -58,32 +79,54 @@ def says_all_processed(body: bytes | None, count: int) -> bool:
         root = orjson.loads(body or b"")
     except orjson.JSONDecodeError:
         return False
-    if type(root) is not dict:
-        return False
-    processed = root.get("processedEventsCount")
-    return type(processed) is int and processed == count and root.get("unprocessedEvents") == []
+    return (
+        type(root) is dict
+        and root.keys() <= _ORDINARY  # Otherwise it may have a key in two casings.
+        and type(processed := root.get("processedEventsCount")) is int
+        and processed == count
+        and root.get("unprocessedEvents") == []
+        and body is not None
+        and len(body) == len(orjson.dumps(root))  # Otherwise it may have a key twice.
+    )
 
 
-def read_answer(body: bytes | None) -> Answer | None:
-    """Returns the answer in the body of a 2xx, or `None` if it cannot be read."""
+def read_answer(body: bytes | None, clean: Clean = clean, *, at_most: int = 100) -> Answer | None:
+    """Returns the answer in the body of a 2xx, or `None` if it cannot be read.
+
+    Args:
+        at_most: How many echoes are read. `unprocessed` has an empty item for each one beyond.
+    """
     root = _read_object(body)
-    if root is None:
+    if root is None or body is None:
         return None
-    processed = root.get("processedeventscount")
-    unprocessed = root.get("unprocessedevents")
+    seen = _Keys()
+    lowered = seen.lower(root) or {}
+    processed = lowered.get("processedeventscount")
+    unprocessed = lowered.get("unprocessedevents")
     if unprocessed is None:
         unprocessed = []
     if type(processed) is not int or processed < 0 or not isinstance(unprocessed, list):
         return None
-    return Answer(processed, tuple(map(_read_unprocessed, unprocessed)))
+    shared: dict[tuple[ApiError, ...], tuple[ApiError, ...]] = {}
+    read = [_read_unprocessed(item, seen, clean, shared) for item in unprocessed[:at_most]]
+    read += [_UNREAD] * (len(unprocessed) - len(read))
+    is_contradictory = seen.is_doubled or _count_keys(body) != _count_keys(orjson.dumps(root))
+    return Answer(processed, tuple(read), is_contradictory)
 
 
-def read_errors(body: bytes | None) -> tuple[ApiError, ...]:
-    """Returns the errors of a refusal, in the specification's shape or as a framework's problem document."""
+_UNREAD: Final = Unprocessed(None, ())
+
+
+def read_errors(body: bytes | None, clean: Clean = clean) -> tuple[ApiError, ...]:
+    """Returns the errors of a refusal, in the specification's shape or as a framework's problem document.
+
+    All of them together have at most `MAX_TEXT` bytes.
+    """
     root = _read_object(body)
     if root is None:
         return ()
-    return _read_errors(root.get("errors")) or _read_title(root)
+    root = lower_keys(root)
+    return _bounded(_read_errors(root.get("errors"), clean)) or _bounded(_read_title(root, clean))
 
 
 def lower_keys(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,41 +134,93 @@ def lower_keys(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key.lower(): value for key, value in data.items()}
 
 
+_MAX_KEYS: Final = 256
+"""The most keys of an object that is read: an event has six."""
+
+
+class _Keys:
+    """Reads keys in any case, and notes whether one stands in an object in two casings."""
+
+    def __init__(self) -> None:
+        self.is_doubled = False
+
+    def lower(self, data: Any) -> dict[str, Any] | None:
+        """Returns the object with its keys in lower case; `None` if it is none, or has too many keys."""
+        if not isinstance(data, dict) or len(data) > _MAX_KEYS:
+            return None
+        lowered = lower_keys(data)
+        self.is_doubled |= len(lowered) != len(data)
+        return lowered
+
+
+_BEFORE_COLON: Final = re.compile(rb'"[ \t\r\n]+:')
+
+
+def _count_keys(text: bytes) -> int:
+    """Returns how many keys all objects of a valid JSON text have together, those that stand twice included.
+
+    Without its escaped characters, a quotation mark before a colon ends a key, and nothing else.
+    """
+    if b"\\" in text:
+        text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    is_spaced = len(text.translate(None, b" \t\r\n")) < len(text)
+    return text.count(b'":') + (len(_BEFORE_COLON.findall(text)) if is_spaced else 0)
+
+
 def _read_object(body: bytes | None) -> dict[str, Any] | None:
     if not body:
         return None
     try:
-        root = orjson.loads(body)
+        root = orjson.loads(body.removeprefix(_BOM))
     except orjson.JSONDecodeError:
         return None
-    return lower_keys(root) if isinstance(root, dict) else None
+    return root if isinstance(root, dict) else None
 
 
-def _read_unprocessed(data: Any) -> Unprocessed:
-    item = lower_keys(data) if isinstance(data, dict) else {}
-    echo = item.get("event")
-    return Unprocessed(lower_keys(echo) if isinstance(echo, dict) else None, _read_errors(item.get("errors")))
+def _read_unprocessed(
+    data: Any, seen: _Keys, clean: Clean, shared: dict[tuple[ApiError, ...], tuple[ApiError, ...]]
+) -> Unprocessed:
+    item = seen.lower(data) or {}
+    errors = _bounded(_read_errors(item.get("errors"), clean))
+    return Unprocessed(seen.lower(item.get("event")), shared.setdefault(errors, errors))
 
 
-def _read_errors(data: Any) -> tuple[ApiError, ...]:
+def _bounded(errors: Iterable[ApiError]) -> tuple[ApiError, ...]:
+    """Returns the first errors, as many as have `MAX_TEXT` bytes together, and at least one."""
+    kept: list[ApiError] = []
+    room = MAX_TEXT
+    for error in errors:
+        room -= len(error.message.encode()) + len((error.code or "").encode()) + _ERROR
+        if room < 0 and kept:
+            break
+        kept.append(error)
+    return tuple(kept)
+
+
+_ERROR: Final = 64
+"""What an error costs beside its text, in bytes, about."""
+
+
+def _read_errors(data: Any, clean: Clean) -> Iterable[ApiError]:
     if isinstance(data, dict):  # A problem document: each field with a list of messages.
-        return tuple(
-            ApiError(field, message if isinstance(message, str) else "")
-            for field, messages in data.items()
-            for message in (messages if isinstance(messages, list) else [messages])
-        )
-    if not isinstance(data, list):
-        return ()
-    return tuple(_read_error(lower_keys(item)) for item in data if isinstance(item, dict))
+        for field, messages in data.items():
+            for message in messages if isinstance(messages, list) else [messages]:
+                yield ApiError(clean(field), clean(message) if isinstance(message, str) else "")
+    elif isinstance(data, list):
+        for item in data:
+            if isinstance(item, dict):
+                yield _read_error(lower_keys(item), clean)
 
 
-def _read_error(item: dict[str, Any]) -> ApiError:
+def _read_error(item: dict[str, Any], clean: Clean) -> ApiError:
     code, message = item.get("code"), item.get("message")
     return ApiError(
-        code if isinstance(code, str) and code else None, message if isinstance(message, str) else ""
+        clean(code) if isinstance(code, str) and code else None,
+        clean(message) if isinstance(message, str) else "",
     )
 
 
-def _read_title(root: dict[str, Any]) -> tuple[ApiError, ...]:
+def _read_title(root: dict[str, Any], clean: Clean) -> Iterable[ApiError]:
     title = root.get("title")
-    return (ApiError(None, title),) if isinstance(title, str) and title else ()
+    if isinstance(title, str) and title:
+        yield ApiError(None, clean(title))

@@ -3,18 +3,19 @@
 `classify` reads the status, and `match_unprocessed` the body of a 2xx. An answer names the events that were
 not accepted only by an echo: the event, as the server wrote it. The matching rules:
 
-1. Field by field, a value is *equal* (strings exactly, missing and `""` the same; `sessionId` and
-   `parentGuid` also as the same UUID in another casing; `eventTime` as an instant; `eventType` without
-   regard to case; `metadata` pair by pair), or *near* (a time within 1 ms; metadata that contains what
-   was sent), or *silent* (a default time, an `Unknown` type or one called invalid, no metadata: it
-   fits any event), or it rules the event out.
-2. Full matches come first: an echo that is silent on nothing names the events it is equal to, or else
-   near to. Events whose bytes are the same are interchangeable. An echo names no event if several that
-   differ fit equally well, or if it has no metadata and any other event fits at all: the server may have
-   dropped the metadata.
+1. An echo *fits* an event if no field rules it out. Strings are compared exactly, where missing, null and
+   `""` are the same; `sessionId` and `parentGuid` also as the same UUID in another casing; `eventTime` as an
+   instant within 1 ms; `eventType` without regard to case; and what was sent as `metadata` is contained in
+   what came back. A default or missing time, an `Unknown` type or one called invalid, and missing metadata
+   fit any event.
+2. An echo names an event only if all events that it fits are interchangeable: their bytes are the same. An
+   exact fit does not outrank another: the server may have shifted a time or added metadata, and then the
+   exact one is the wrong one.
 3. The rest is matched as a whole, if the counts add up: an event that every possible reading names is
-   rejected, one that no reading names is delivered.
+   rejected, one that no reading names is delivered. If they do not, an event is named only by an echo that
+   tells every field.
 4. An event is unknown if readings differ, and so is every event that is not named if an echo fits none.
+5. An answer that contradicts itself names nothing.
 
 Nothing else is used: not the order of the echoes, not `success`, not the counts alone.
 """
@@ -23,16 +24,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from enum import Enum, IntEnum
+from enum import Enum
+from itertools import chain
+from operator import itemgetter
 from typing import Any, Final
 
 import attrs
+import orjson
 
 from rokt_events_async._fields import DEFAULT_TIME, format_time, parse_time
 from rokt_events_async._protocol.encoding import encode
-from rokt_events_async._protocol.replies import Answer, Unprocessed, lower_keys, read_answer
+from rokt_events_async._protocol.replies import Answer, Clean, Unprocessed, lower_keys, read_answer
+from rokt_events_async._protocol.texts import clean
 from rokt_events_async.errors import ApiError
 from rokt_events_async.events import PartnerEvent
 
@@ -52,35 +57,42 @@ class Disposition(Enum):
     """Not accepted for now."""
 
     RETRY_MAYBE_ACCEPTED = "retry, maybe accepted"
-    """An intermediary answered, perhaps after the server took the events."""
+    """Perhaps accepted: the server failed on the way, or an intermediary answered in its place."""
 
     CREDENTIALS_REFUSED = "credentials refused"
     """The server refused the credentials."""
 
     FAILED = "failed"
-    """Never sent again as it is."""
+    """Never sent again as it is. The server says that it did not take the request."""
+
+    UNCONFIRMED = "unconfirmed"
+    """Never sent again as it is. Nothing says whether the server took the request."""
 
 
 _DISPOSITIONS: Final = {
-    400: Disposition.REFUSED,
-    413: Disposition.REFUSED,
-    422: Disposition.REFUSED,
-    401: Disposition.CREDENTIALS_REFUSED,
-    403: Disposition.CREDENTIALS_REFUSED,
+    **dict.fromkeys((400, 413, 422), Disposition.REFUSED),
+    **dict.fromkeys((401, 403), Disposition.CREDENTIALS_REFUSED),
+    **dict.fromkeys((301, 302, 307, 308, 404, 405, 407, 410, 415, 501, 505), Disposition.FAILED),
     408: Disposition.RETRY_MAYBE_ACCEPTED,
     429: Disposition.RETRY,
-    501: Disposition.FAILED,
-    502: Disposition.RETRY_MAYBE_ACCEPTED,
-    504: Disposition.RETRY_MAYBE_ACCEPTED,
-    505: Disposition.FAILED,
 }
 
 
-def classify(status: int) -> Disposition:
-    """Returns what a status means for the request it answers."""
+def classify(status: int, *, asks_to_wait: bool = False, has_body: bool = False) -> Disposition:
+    """Returns what a status means for the request it answers.
+
+    Args:
+        asks_to_wait: True if the answer has a `Retry-After`.
+        has_body: True if the answer has a body. A 5xx of the API has none; a 503 with one comes from a
+            proxy, perhaps after the server took the request.
+    """
     if 200 <= status <= 299:
         return Disposition.ANSWERED
-    return _DISPOSITIONS.get(status, Disposition.RETRY if 500 <= status <= 599 else Disposition.FAILED)
+    if status == 503 and (asks_to_wait or not has_body):
+        return Disposition.RETRY
+    if (known := _DISPOSITIONS.get(status)) is not None:
+        return known
+    return Disposition.RETRY_MAYBE_ACCEPTED if 500 <= status <= 599 else Disposition.UNCONFIRMED
 
 
 # What the body of a 2xx says.
@@ -100,85 +112,95 @@ class Rejected:
 
 @attrs.frozen
 class Unknown:
-    """The answer does not say what happened to the event."""
+    """The answer does not say what happened to the event.
+
+    Attributes:
+        is_unreadable: True if there is no answer that can be read, False if it has several readings.
+    """
+
+    is_unreadable: bool = attrs.field(default=False, eq=False)
 
 
 Verdict = Delivered | Rejected | Unknown
 
 DELIVERED: Final = Delivered()
 UNKNOWN: Final = Unknown()
+UNREADABLE: Final = Unknown(is_unreadable=True)
 
 _ECHOES_PER_EVENT: Final = 4
 """How many echoes per event are read. An answer with more is nonsense, and costs time."""
 
 
-def match_unprocessed(events: Sequence[PartnerEvent], body: bytes | None) -> list[Verdict]:
-    """Returns what the body of a 2xx says of each event that was sent, in their order."""
-    answer = read_answer(body)
+def match_unprocessed(
+    events: Sequence[PartnerEvent], body: bytes | None, clean: Clean = clean
+) -> list[Verdict]:
+    """Returns what the body of a 2xx says of each event that was sent, in their order.
+
+    Args:
+        clean: Makes the server's text fit for errors.
+    """
+    answer = read_answer(body, clean, at_most=_ECHOES_PER_EVENT * len(events))
     if answer is None:
+        return [UNREADABLE] * len(events)
+    if answer.is_contradictory:
         return [UNKNOWN] * len(events)
     if answer.processed == len(events) and not answer.unprocessed:
         return [DELIVERED] * len(events)
     return _Matching(events, answer).verdicts()
 
 
-class _Fit(IntEnum):
-    """How well an echo fits an event, worst first."""
-
-    NONE = 0
-    SILENT = 1
-    NEAR = 2
-    EQUAL = 3
-
-
 class _Matching:
     """One answer compared with the events of its request."""
 
     def __init__(self, events: Sequence[PartnerEvent], answer: Answer) -> None:
-        self._events = events
-        self._echoes = answer.unprocessed[: _ECHOES_PER_EVENT * len(events)]
+        self._count = len(events)
         unprocessed = len(answer.unprocessed)
-        self._adds_up = answer.processed + unprocessed == len(events)
-        self._all_refused = answer.processed == 0 and unprocessed == len(events)
-        self._keys = [encode(event) for event in events]
-        sent = [_Sent(event) for event in events]
-        self._fits = [[_fit(echo, one) for one in sent] for echo in self._echoes]
+        self._echoes = answer.unprocessed[: _ECHOES_PER_EVENT * self._count]
+        self._adds_up = answer.processed + unprocessed == self._count
+        self._all_refused = answer.processed == 0 and unprocessed == self._count
+        self._kinds = _kinds_of(events)
+        by_ids: dict[Any, list[_Kind]] = {}
+        for kind in self._kinds:
+            by_ids.setdefault(kind.ids, []).append(kind)
+        self._fits: list[list[_Kind]] = []
+        self._is_full: list[bool] = []  # By echo: does it tell every field of the events that it fits?
+        for unprocessed_event in self._echoes:
+            echo = _Echo(unprocessed_event)
+            alike = by_ids.get(echo.ids)
+            fits = echo.choose(alike) if alike else []
+            self._fits.append(fits)
+            self._is_full.append(all(echo.tells_all_of(kind) for kind in fits))
         self._named: dict[int, int] = {}  # event: echo
-        self._open: list[int] = []  # echoes that named no event by a full match
+        self._open: list[int] = []  # echoes that fit several events that differ
         self._strays = False  # True if an echo fits no event
 
     def verdicts(self) -> list[Verdict]:
         for echo in range(len(self._echoes)):
-            self._name_in_full(echo)
+            self._name(echo)
         if self._all_refused:
             return self._refuse_all()
         if not self._adds_up:
-            return self._result(possible=set(range(len(self._events))))
+            return self._result(possible=set(range(self._count)))
         return self._match_rest()
 
-    def _name_in_full(self, echo: int) -> None:
+    def _name(self, echo: int) -> None:
         """Rule 2: finds the event that an echo names without any doubt."""
         fits = self._fits[echo]
-        best = max(fits)
-        if best is _Fit.NONE:
+        if not fits:
             self._strays = True
-            return
-        candidates = [index for index, fit in enumerate(fits) if fit is best]
-        if _metadata_is_silent(self._echoes[echo]):
-            candidates = [index for index, fit in enumerate(fits) if fit is not _Fit.NONE]
-        is_named = best is not _Fit.SILENT and len({self._keys[index] for index in candidates}) == 1
-        if not is_named:
+        elif len(fits) > 1 or not (self._adds_up or self._is_full[echo]):
             self._open.append(echo)
-            return
-        free = [index for index in candidates if index not in self._named]
-        if free:
+        elif free := [index for index in fits[0].indices if index not in self._named]:
             self._named[free[0]] = echo
         else:
             self._strays = True  # The same event, named once too often.
 
     def _match_rest(self) -> list[Verdict]:
         """Rule 3: an alternating walk from every free event finds the events that could be free instead."""
-        fits = {echo: self._candidates(echo) for echo in self._open}
+        fits = {
+            echo: [one for kind in self._fits[echo] for one in kind.indices if one not in self._named]
+            for echo in self._open
+        }
         matched: dict[int, int] = {}
         for echo in self._open:
             if not _augment(echo, fits, matched, set()):
@@ -188,17 +210,10 @@ class _Matching:
         self._named |= {event: echo for event, echo in matched.items() if event not in doubtful}
         return self._result(possible=possible)
 
-    def _candidates(self, echo: int) -> list[int]:
-        return [
-            index
-            for index, fit in enumerate(self._fits[echo])
-            if fit is not _Fit.NONE and index not in self._named
-        ]
-
     def _result(self, *, possible: set[int]) -> list[Verdict]:
         """Rule 4; `possible` are the events that some reading names."""
         verdicts: list[Verdict] = []
-        for index in range(len(self._events)):
+        for index in range(self._count):
             if index in self._named:
                 verdicts.append(Rejected(self._echoes[self._named[index]].errors))
             elif index in possible or self._strays:
@@ -214,7 +229,7 @@ class _Matching:
         reasons = spare.pop() if len(spare) == 1 else ()
         return [
             Rejected(self._echoes[self._named[index]].errors if index in self._named else reasons)
-            for index in range(len(self._events))
+            for index in range(self._count)
         ]
 
 
@@ -244,92 +259,159 @@ def _reachable(free: set[int], fits: dict[int, list[int]], matched: dict[int, in
 
 # How an echo fits an event.
 
+_Pairs = Counter[tuple[str, str]]
+"""Metadata in the form in which it is compared: how often each pair stands there."""
 
-class _Sent:
-    """A sent event in the form in which it is compared."""
+_TIME_TOLERANCE: Final = timedelta(milliseconds=1)
 
-    def __init__(self, event: PartnerEvent) -> None:
+
+class _Kind:
+    """Sent events whose bytes are the same, in the form in which they are compared."""
+
+    def __init__(self, event: PartnerEvent, wire: bytes) -> None:
         assert event.event_time is not None, "an event is stamped when it is accepted"
+        self.indices: list[int] = []
+        self.ids = (event.client_unique_id, _as_id(event.session_id), _as_id(event.parent_guid))
         self.type = event.event_type.casefold()
-        self.session_id = _as_id(event.session_id)
-        self.parent_guid = _as_id(event.parent_guid)
-        self.client_unique_id = event.client_unique_id
         self.time = parse_time(format_time(event.event_time))
-        self.metadata = Counter((pair.name, pair.value) for pair in event.metadata)
+        self.metadata = event.metadata
+        self._wire = wire
+        self._pairs: _Pairs | None = None
+
+    @property
+    def pairs(self) -> _Pairs:
+        """The metadata, read once."""
+        if self._pairs is None:
+            self._pairs = Counter([(pair.name, pair.value) for pair in self.metadata])
+        return self._pairs
+
+    def has_metadata(self, text: bytes) -> bool:
+        """Returns True if the metadata was sent as this text. It comes last in an event."""
+        return self._wire.endswith(b'"metadata":%b}' % text)
 
 
-def _fit(unprocessed: Unprocessed, sent: _Sent) -> _Fit:
-    """Rule 1, over all fields."""
-    echo = unprocessed.echo
-    if echo is None:
-        return _Fit.NONE
-    if (echo.get("clientuniqueid") or "") != sent.client_unique_id:
-        return _Fit.NONE
-    if _as_id(echo.get("sessionid")) != sent.session_id:
-        return _Fit.NONE
-    if _as_id(echo.get("parentguid")) != sent.parent_guid:
-        return _Fit.NONE
-    return min(
-        _fit_type(echo.get("eventtype"), sent.type, unprocessed.errors),
-        _fit_time(echo.get("eventtime"), sent.time),
-        _fit_metadata(echo.get("metadata"), sent.metadata),
-    )
+def _kinds_of(events: Sequence[PartnerEvent]) -> list[_Kind]:
+    kinds: dict[bytes, _Kind] = {}
+    for index, event in enumerate(events):
+        wire = encode(event)
+        if (kind := kinds.get(wire)) is None:
+            kind = kinds[wire] = _Kind(event, wire)
+        kind.indices.append(index)
+    return list(kinds.values())
+
+
+class _Echo:
+    """An echo in the form in which it is compared, read once for all events."""
+
+    def __init__(self, unprocessed: Unprocessed) -> None:
+        echo = unprocessed.echo
+        self.ids: tuple[str, str, str] | None = None
+        if echo is None:
+            return
+        ids = [_as_text(echo.get(name)) for name in ("clientuniqueid", "sessionid", "parentguid")]
+        client, session, parent = ids
+        if client is None or session is None or parent is None:
+            return
+        self.ids = client, _as_id(session), _as_id(parent)
+        self._type, self._fits_any_type = _read_type(echo.get("eventtype"), unprocessed.errors)
+        self._time, self._fits_any_time = _read_time(echo.get("eventtime"))
+        self._metadata = echo.get("metadata")
+        self._text: bytes | None = None
+        self._pairs: _Pairs | None = None
+        self._has_read_pairs = False
+
+    def choose(self, alike: Iterable[_Kind]) -> list[_Kind]:
+        """Returns those that it fits, of kinds with its ids: rule 1.
+
+        An event without metadata fits whatever came back, and so says little. If another differs in its
+        metadata only, the server may have replaced that, and it fits none for certain.
+        """
+        near = [kind for kind in alike if self._fits_type_and_time(kind)]
+        if not self._metadata:
+            return near
+        contained = [kind for kind in near if self._contains(kind)]
+        if len(contained) == len(near) or any(kind.metadata for kind in contained):
+            return contained
+        return []
+
+    def _fits_type_and_time(self, kind: _Kind) -> bool:
+        return (self._fits_any_type or self._type == kind.type) and (
+            self._fits_any_time or (self._time is not None and abs(self._time - kind.time) <= _TIME_TOLERANCE)
+        )
+
+    def tells_all_of(self, kind: _Kind) -> bool:
+        """Returns True if each field of events that it fits was compared."""
+        is_silent = self._fits_any_type or self._fits_any_time or (kind.metadata and not self._metadata)
+        return not is_silent
+
+    def _contains(self, kind: _Kind) -> bool:
+        """Returns True if the metadata that was sent is contained in the one that came back."""
+        if not isinstance(self._metadata, list) or len(self._metadata) < len(kind.metadata):
+            return False
+        if self._text is None:
+            self._text = orjson.dumps(self._metadata)
+        if kind.has_metadata(self._text):  # As it was sent: nothing has to be read.
+            return True
+        if not self._has_read_pairs:
+            self._has_read_pairs = True
+            self._pairs = _read_pairs(self._metadata)
+        return self._pairs is not None and _is_contained(kind.pairs, self._pairs)
 
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 
 
-def _as_id(value: Any) -> Any:
+def _as_text(value: Any) -> str | None:
+    """Returns the string; `""` if it is missing, `None` if it is something else."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else None
+
+
+def _as_id(value: str) -> str:
     """Returns an id in the form in which it is compared: a UUID in lower case, anything else as it is."""
-    if isinstance(value, str) and _UUID.fullmatch(value):
-        return value.lower()
-    return value or ""
+    return value.lower() if _UUID.fullmatch(value) else value
 
 
-def _fit_type(value: Any, sent: str, errors: tuple[ApiError, ...]) -> _Fit:
-    if value == "Unknown":
-        return _Fit.SILENT
-    if isinstance(value, str) and value.casefold() == sent:
-        return _Fit.EQUAL
+def _read_type(value: Any, errors: tuple[ApiError, ...]) -> tuple[str | None, bool]:
+    """Returns the type as it is compared, and whether it fits any."""
     is_called_invalid = any(error.code == "InvalidEventType" for error in errors)
-    return _Fit.SILENT if is_called_invalid else _Fit.NONE
+    return value.casefold() if isinstance(value, str) else None, value == "Unknown" or is_called_invalid
 
 
-def _fit_time(value: Any, sent: datetime) -> _Fit:
+def _read_time(value: Any) -> tuple[datetime | None, bool]:
+    """Returns the time, and whether it fits any."""
     if value is None or value == "":
-        return _Fit.SILENT
+        return None, True
     try:
         moment = parse_time(value)
     except (TypeError, ValueError):
-        return _Fit.NONE
-    if moment == DEFAULT_TIME:
-        return _Fit.SILENT
-    if moment == sent:
-        return _Fit.EQUAL
-    return _Fit.NEAR if abs(moment - sent) <= _TIME_TOLERANCE else _Fit.NONE
+        return None, False
+    return moment, moment == DEFAULT_TIME
 
 
-_TIME_TOLERANCE: Final = timedelta(milliseconds=1)
+def _read_pairs(value: list[Any]) -> _Pairs | None:
+    """Returns the pairs, or `None` if that is no metadata. Nearly always all have the keys of the first."""
+    names = ("Name", "Value") if isinstance(value[0], dict) and "Name" in value[0] else ("name", "value")
+    try:
+        pairs = list(map(itemgetter(*names), value))
+    except (KeyError, TypeError):
+        if not all(isinstance(item, dict) for item in value):
+            return None
+        lowered = map(lower_keys, value)
+        pairs = [(item.get("name"), item.get("value") or "") for item in lowered]
+    if not _are_strings(pairs):
+        pairs = [(name, text or "") for name, text in pairs]
+        if not _are_strings(pairs):
+            return None
+    return Counter(pairs)
 
 
-def _fit_metadata(value: Any, sent: Counter[tuple[str, str]]) -> _Fit:
-    if not value:
-        return _Fit.SILENT if sent else _Fit.EQUAL
-    echoed = _read_pairs(value)
-    if echoed is None or not sent <= echoed:
-        return _Fit.NONE
-    return _Fit.EQUAL if echoed == sent else _Fit.NEAR
+def _are_strings(pairs: list[tuple[Any, Any]]) -> bool:
+    return set(map(type, chain.from_iterable(pairs))) == {str}
 
 
-def _metadata_is_silent(unprocessed: Unprocessed) -> bool:
-    return unprocessed.echo is not None and not unprocessed.echo.get("metadata")
-
-
-def _read_pairs(value: Any) -> Counter[tuple[str, str]] | None:
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        return None
-    pairs = [lower_keys(item) for item in value]
-    named: list[tuple[Any, Any]] = [(pair.get("name"), pair.get("value") or "") for pair in pairs]
-    if not all(isinstance(name, str) and isinstance(text, str) for name, text in named):
-        return None
-    return Counter(named)
+def _is_contained(few: _Pairs, many: _Pairs) -> bool:
+    if not few.keys() <= many.keys():
+        return False
+    return all(many[pair] >= count for pair, count in few.items() if count > 1)

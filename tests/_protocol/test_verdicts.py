@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from rokt_events_async import ApiError, PartnerEvent
 from rokt_events_async._protocol import encoding
+from rokt_events_async._protocol.replies import says_all_processed
 from rokt_events_async._protocol.verdicts import (
     DELIVERED,
     UNKNOWN,
@@ -59,14 +60,21 @@ A, B, C = (timed(parent_guid=name) for name in "abc")
         (Disposition.ANSWERED, [200, 201, 204, 206, 207, 299]),
         (Disposition.REFUSED, [400, 413, 422]),
         (Disposition.CREDENTIALS_REFUSED, [401, 403]),
-        (Disposition.RETRY, [429, 500, 503, 507, 599]),
-        (Disposition.RETRY_MAYBE_ACCEPTED, [408, 502, 504]),
-        (Disposition.FAILED, [199, 300, 301, 304, 307, 308, 402, 404, 405, 409, 415, 418, 501, 505, 600]),
+        (Disposition.RETRY, [429, 503]),
+        (Disposition.RETRY_MAYBE_ACCEPTED, [408, 500, 502, 504, 507, 520, 530, 598, 599]),
+        (Disposition.FAILED, [301, 302, 307, 308, 404, 405, 407, 410, 415, 501, 505]),
+        (Disposition.UNCONFIRMED, [101, 199, 300, 303, 304, 402, 409, 418, 431, 600, 999]),
     ],
 )
 def test_what_a_status_means(meaning: Disposition, statuses: list[int]) -> None:
     """The design's table of statuses."""
     assert {classify(status) for status in statuses} == {meaning}
+
+
+def test_a_503_with_a_body_comes_from_between() -> None:
+    """The API's own has none; with `Retry-After` it is a clear refusal either way."""
+    assert classify(503, has_body=True) is Disposition.RETRY_MAYBE_ACCEPTED
+    assert classify(503, has_body=True, asks_to_wait=True) is Disposition.RETRY
 
 
 # Bodies.
@@ -222,16 +230,50 @@ def test_equal_events_are_interchangeable() -> None:
     assert match_unprocessed([A, B, A], answer(1, echo_of(A), echo_of(A))) == [REFUSED, DELIVERED, REFUSED]
 
 
-def test_full_matches_come_first() -> None:
-    """An echo that is equal in everything leaves the weaker match to others."""
+def test_an_exact_echo_does_not_outrank_another_that_fits() -> None:
+    """The server may have added the metadata, or shifted the time: then the exact one is the wrong one."""
     with_note = timed(parent_guid="p", metadata={"note": "x"})
     without = timed(parent_guid="p")
     body = answer(1, echo_of(with_note))
 
-    assert match_unprocessed([without, with_note], body) == [DELIVERED, REFUSED]
-    # The second echo says nothing of metadata, and the one it could also mean is taken.
+    assert match_unprocessed([without, with_note], body) == [UNKNOWN, UNKNOWN]
     body = answer(1, echo_of(without), echo_of(with_note))
     assert match_unprocessed([without, with_note, A], body) == [REFUSED, REFUSED, DELIVERED]
+    early, late = (attrs.evolve(A, event_time=NOW + timedelta(milliseconds=n)) for n in (0, 1))
+    assert match_unprocessed([early, late], answer(1, echo_of(early))) == [UNKNOWN, UNKNOWN]
+    assert match_unprocessed([early, late], answer(0, echo_of(early), echo_of(early))) == [REFUSED, REFUSED]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"processedEventsCount":0,"processedEventsCount":2,"unprocessedEvents":[],"success":true}',
+        b'{"ProcessedEventsCount":0,"processedEventsCount":2,"unprocessedEvents":[]}',
+        b'{"processedEventsCount":2,"unprocessedEvents":[1],"unprocessedEvents" : []}',
+        b'{"processedEventsCount":2,"unprocessed\\u0045vents":[],"unprocessedEvents":[{}]}',
+        answer(1, echo_of(A) | {"sessionID": "x"}),
+        answer(1, echo_of(B)).replace(b'"sessionId"', b'"parentGuid":"x","sessionId"'),
+    ],
+)
+def test_an_answer_that_contradicts_itself_claims_nothing(body: bytes) -> None:
+    """A key that stands twice in one object, also in two casings."""
+    assert not says_all_processed(body, 2)
+    assert DELIVERED not in match_unprocessed([A, B], body)
+    assert not any(isinstance(one, Rejected) for one in match_unprocessed([A, B], body))
+
+
+def test_keys_in_texts_are_no_keys() -> None:
+    """Whatever a server writes into its messages."""
+    body = answer(1, echo_of(B), errors=[{"code": "X", "message": 'say "code": and \\"code\\": "'}])
+    spaced = body.replace(b'":', b'" :')
+
+    assert isinstance(match_unprocessed([A, B], body)[1], Rejected)
+    assert isinstance(match_unprocessed([A, B], spaced)[1], Rejected)
+
+
+def test_a_byte_order_mark_is_skipped() -> None:
+    """Windows servers write one."""
+    assert match_unprocessed([A, B], b"\xef\xbb\xbf" + answer(2)) == [DELIVERED, DELIVERED]
 
 
 def test_an_echo_without_metadata_may_mean_the_event_that_has_some() -> None:

@@ -1,22 +1,25 @@
-"""Twenty thousand answers, valid, bent and broken: nothing raises, and no verdict lacks a proof."""
+"""Answers by the ten thousand, valid, bent and broken: nothing raises, and no verdict lacks a proof."""
 
 from __future__ import annotations
 
 import json
 import random
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from rokt_events_async import PartnerEvent
 from rokt_events_async._pipeline.transport import MAX_BODY
+from rokt_events_async._protocol.encoding import encode
 from rokt_events_async._protocol.replies import read_errors, says_all_processed
 from rokt_events_async._protocol.verdicts import DELIVERED, UNKNOWN, Rejected, Verdict, match_unprocessed
 from tests.samples import NOW, event
 
-ANSWERS = 20_000
+ANSWERS = 50_000
 BATCHES = 40
 
 Bend = Callable[[random.Random, Any], Any]
@@ -144,6 +147,96 @@ def test_no_answer_raises_and_none_delivers_without_proof(number: int) -> None:
         reached |= {type(verdict) if isinstance(verdict, Rejected) else verdict for verdict in verdicts}
 
     assert reached == {Rejected, DELIVERED, UNKNOWN}
+
+
+# A server in good order whose echoes differ from what was sent, within what the rules allow for.
+
+
+def close_batch(luck: random.Random) -> list[PartnerEvent]:
+    """Events of one session that differ by a millisecond, by metadata, or by nothing."""
+    size = luck.choice([2, 3, 7, 25])
+    notes: list[dict[str, str] | None] = [None, {"a": "1"}, {"a": "2"}, {"a": "1", "b": "2"}]
+    return [
+        event(
+            parent_guid=luck.choice(["same", "same", f"guid-{number}"]),
+            event_type=luck.choice(["SignalViewed", "SignalImpression"]),
+            metadata=luck.choice(notes),
+        ).stamped(NOW + timedelta(milliseconds=luck.randrange(4)))
+        for number in range(size)
+    ]
+
+
+def shift(luck: random.Random, echo: dict[str, Any]) -> None:
+    moment = datetime.fromisoformat(echo["eventTime"])
+    if moment > NOW - timedelta(days=1):  # Otherwise it is forgotten.
+        echo["eventTime"] = (moment + timedelta(milliseconds=luck.choice([-1, 1]))).isoformat()
+
+
+def enrich(luck: random.Random, echo: dict[str, Any]) -> None:
+    added = [{"name": luck.choice("abc"), "value": luck.choice("123")} for _ in range(luck.choice([1, 1, 2]))]
+    echo["metadata"] = [*echo.get("metadata", []), *added]
+    luck.shuffle(echo["metadata"])
+
+
+def replace_metadata(luck: random.Random, echo: dict[str, Any]) -> None:
+    echo["metadata"] = [{"name": "server", "value": luck.choice("123")}]
+
+
+def drop_metadata(_luck: random.Random, echo: dict[str, Any]) -> None:
+    echo.pop("metadata", None)
+
+
+def forget(luck: random.Random, echo: dict[str, Any]) -> None:
+    name, value = luck.choice([("eventTime", "0001-01-01T00:00:00+00:00"), ("eventType", "Unknown")])
+    echo[name] = value
+
+
+MUTATIONS = (shift, enrich, replace_metadata, drop_metadata, forget)
+"""In their order: a server that replaces an event's metadata by another event's could not be told."""
+
+
+def answer_of_a_true_server(
+    luck: random.Random, events: list[PartnerEvent]
+) -> tuple[bytes, Counter[bytes], Counter[bytes]]:
+    """The answer, and how many events of each kind were accepted and refused."""
+    rate = luck.choice([0.1, 0.5, 0.9])
+    mutations = sorted(luck.sample(MUTATIONS, luck.choice([0, 1, 1, 2, 3])), key=MUTATIONS.index)
+    accepted: Counter[bytes] = Counter()
+    refused: Counter[bytes] = Counter()
+    echoes = []
+    for one in events:
+        if luck.random() >= rate:
+            accepted[encode(one)] += 1
+            continue
+        refused[encode(one)] += 1
+        echo = one.to_dict()
+        for mutate in mutations:
+            if luck.random() < 0.7:
+                mutate(luck, echo)
+        echoes.append({"event": echo, "errors": [{"code": "X", "message": "no"}]})
+    luck.shuffle(echoes)
+    processed = len(events) - len(echoes) + (luck.choice([-1, 1]) if luck.random() < 0.1 else 0)
+    root = {"processedEventsCount": max(0, processed), "unprocessedEvents": echoes, "success": not echoes}
+    return json.dumps(root).encode(), accepted, refused
+
+
+@pytest.mark.parametrize("number", range(BATCHES))
+def test_nothing_is_inverted(number: int) -> None:
+    """Times shifted, metadata added, replaced and dropped, all together."""
+    luck = random.Random(f"inverted {number}")
+    claimed = 0
+    for _ in range(ANSWERS // BATCHES):
+        events = close_batch(luck)
+        body, accepted, refused = answer_of_a_true_server(luck, events)
+        verdicts = match_unprocessed(events, body)
+        told = [(encode(one), verdict) for one, verdict in zip(events, verdicts, strict=True)]
+        delivered = Counter(wire for wire, verdict in told if verdict == DELIVERED)
+        rejected = Counter(wire for wire, verdict in told if isinstance(verdict, Rejected))
+        assert delivered <= accepted, body
+        assert rejected <= refused, body
+        claimed += delivered.total() + rejected.total()
+
+    assert claimed > ANSWERS // BATCHES
 
 
 @pytest.mark.parametrize(
