@@ -1,5 +1,6 @@
 """An asyncio client for Rokt's Server Events API: batching, retries, a definite outcome for every event."""
 
+from rokt_events_async._version import __version__
 from rokt_events_async.emitter import Emitter
 from rokt_events_async.errors import (
     ApiError,
@@ -16,6 +17,7 @@ from rokt_events_async.errors import (
 from rokt_events_async.events import EventType, NameValuePair, PartnerEvent
 from rokt_events_async.observers import LoggingObserver, Observer, RequestReport, RetryReport
 from rokt_events_async.outcomes import (
+    Cause,
     CredentialsRefusedError,
     Delivery,
     DeliveryError,
@@ -33,12 +35,11 @@ from rokt_events_async.outcomes import (
 from rokt_events_async.settings import DEMO, PRODUCTION, Credentials, RetryPolicy
 from rokt_events_async.tracker import Tracker
 
-__version__ = "0.1.0"
-
 __all__ = [
     "DEMO",
     "PRODUCTION",
     "ApiError",
+    "Cause",
     "Credentials",
     "CredentialsRefusedError",
     "Delivery",
@@ -72,4 +73,5 @@ __all__ = [
     "RoktEventsError",
     "Tracker",
     "WrongContextError",
+    "__version__",
 ]

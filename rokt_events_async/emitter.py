@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import functools
 import random
 import warnings
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Final, Literal, Self, get_args
+from typing import Any, Final, Generic, Literal, NoReturn, Self, TypeVar, get_args, overload
 
 import aiohttp
 
@@ -27,6 +26,7 @@ from rokt_events_async._pipeline.dead_letters import DeadLetters, OnUndelivered
 from rokt_events_async._pipeline.engine import Engine, assemble
 from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.intake import Intake
+from rokt_events_async._pipeline.keyring import CredentialsProvider, Keyring
 from rokt_events_async._pipeline.retry import Random
 from rokt_events_async._pipeline.room import closed_error
 from rokt_events_async._pipeline.threadsafe import Listeners, LoopGoneError, run_there
@@ -37,21 +37,45 @@ from rokt_events_async.observers import LoggingObserver, Observer
 from rokt_events_async.outcomes import Delivery, DrainReport, EmitterStats, Health, Outcome, Receipt
 from rokt_events_async.settings import (
     MAX_BATCH_SIZE,
-    PRODUCTION,
     Credentials,
     EmitterSettings,
     RetryPolicy,
     WhenFull,
-    check_instance,
     check_number,
+    choose_endpoint,
 )
+
+T = TypeVar("T")
 
 _MIB: Final = 1024 * 1024
 
 _TURN: Final = 100
 """After how many events `track_many` lets the loop turn."""
 
-_utc_now: Final[Callable[[], datetime]] = functools.partial(datetime.now, UTC)
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)  # Looked up each time: a test may replace the clock.
+
+
+class _Setting(Generic[T]):
+    """A setting of an emitter, which can be read and not changed."""
+
+    def __set_name__(self, _owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, emitter: None, owner: type) -> Self: ...
+
+    @overload
+    def __get__(self, emitter: Emitter, owner: type) -> T: ...
+
+    def __get__(self, emitter: Emitter | None, _owner: type) -> Any:
+        return self if emitter is None else getattr(emitter._settings, self._name)
+
+    def __set__(self, emitter: Emitter, _value: object) -> NoReturn:
+        raise AttributeError(
+            f"{self._name} cannot be changed: construct another emitter, with Emitter({self._name}=...)"
+        )
 
 
 class Emitter:
@@ -61,8 +85,14 @@ class Emitter:
     which it is started, by `async with` or `await start()`.
 
     Args:
-        credentials: The partner's credentials; `None` reads `ROKT_PUB_ID`, `ROKT_SECRET`, `ROKT_TAG_ID`.
-        endpoint: `PRODUCTION`, `DEMO`, or another https URL (http to loopback).
+        credentials: The partner's credentials; `None` reads `ROKT_PUB_ID`, `ROKT_SECRET`, `ROKT_TAG_ID`. Or
+            a provider: a callable without arguments, plain or a coroutine function, which returns them. It
+            is asked at the start, and again while Rokt refuses them, at most every 30 s, and may take
+            `request_timeout`. A plain one runs in the loop's executor. The `tag_id` must stay the same.
+        endpoint: `PRODUCTION`, `DEMO`, or another https URL (http to loopback). `None` reads
+            `ROKT_ENDPOINT`, and is `PRODUCTION` without it.
+        allow_http: Lets an http endpoint be other than loopback, such as a sandbox in another container; so
+            does `ROKT_ALLOW_HTTP=1`. The secret then travels in clear.
         flush_interval: The linger: seconds after its first event at which a batch leaves though it is not
             full; 0 sends as soon as the loop turns.
         max_batch_size: The most events per request, 1 to 25 (specification).
@@ -89,13 +119,29 @@ class Emitter:
         InvalidSettingError: An argument is out of bounds; the message has its name, value and bounds.
     """
 
+    # So that an emitter whose constructor raised can be shown.
     _state: Literal["new", "open", "closing", "closed"] = "closed"
+    _engine: Engine | None = None
+
+    endpoint = _Setting[str]()
+    flush_interval = _Setting[float]()
+    max_batch_size = _Setting[int]()
+    max_concurrency = _Setting[int]()
+    max_pending = _Setting[int]()
+    max_pending_bytes = _Setting[int]()
+    max_session_share = _Setting[float]()
+    max_wait = _Setting[float | None]()
+    when_full = _Setting[WhenFull]()
+    retry = _Setting[RetryPolicy]()
+    request_timeout = _Setting[float]()
+    close_timeout = _Setting[float]()
 
     def __init__(
         self,
-        credentials: Credentials | None = None,
+        credentials: Credentials | CredentialsProvider | None = None,
         *,
-        endpoint: str = PRODUCTION,
+        endpoint: str | None = None,
+        allow_http: bool = False,
         flush_interval: float = 0.25,
         max_batch_size: int = MAX_BATCH_SIZE,
         max_concurrency: int = 16,
@@ -115,9 +161,8 @@ class Emitter:
         _transport: Transport | None = None,
     ) -> None:
         credentials = Credentials.from_env() if credentials is None else credentials
-        self._credentials: Credentials = check_instance("credentials", credentials, Credentials)
         self._settings = EmitterSettings(
-            endpoint=endpoint,
+            endpoint=choose_endpoint(endpoint, allow_http=allow_http),
             flush_interval=flush_interval,
             max_batch_size=max_batch_size,
             max_concurrency=max_concurrency,
@@ -130,6 +175,7 @@ class Emitter:
             request_timeout=request_timeout,
             close_timeout=close_timeout,
         )
+        self._keyring = Keyring(credentials, timeout=self._settings.request_timeout)
         self._session = check_session(session)
         self._clock = _clock
         self._random = _random
@@ -141,7 +187,6 @@ class Emitter:
         self._hooks = Hooks(told, self._dead_letters)
         self._listeners: Listeners[Receipt] = Listeners(outcome_lost_error)
         self._home = Home()
-        self._engine: Engine | None = None
         self._intake: Intake | None = None  # Only while the emitter is open.
         self._state = "new"
 
@@ -154,6 +199,7 @@ class Emitter:
             EmitterClosedError: The emitter has been closed; it stays closed.
             WrongContextError: The emitter was started in another loop, thread or process, or the session
                 that was passed in belongs to another loop.
+            Exception: Whatever the provider of credentials raises, a `TimeoutError` if it takes too long.
         """
         if self._state == "open":
             self._home.check()
@@ -163,14 +209,18 @@ class Emitter:
         loop = asyncio.get_running_loop()
         if getattr(self._session, "_loop", loop) is not loop:
             raise WrongContextError("the session that was passed in belongs to another event loop")
+        if not self._keyring.is_open:
+            await self._keyring.open(now=loop.time())
+            await self.start()  # Another call may have opened or closed it meanwhile.
+            return
         self._home.adopt_running_loop()
         settings = self._settings
         self._engine = assemble(
             settings=settings,
-            credentials=self._credentials,
+            keyring=self._keyring,
             transport=self._transport
             or HttpTransport(
-                self._credentials,
+                self._keyring,
                 settings.endpoint,
                 session=self._session,
                 timeout=settings.request_timeout,
@@ -198,6 +248,12 @@ class Emitter:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+    def __enter__(self) -> NoReturn:
+        raise TypeError("an emitter is opened by `async with emitter:`, not by `with emitter:`")
+
+    def __exit__(self, *_: object) -> None:
+        raise AssertionError("`__enter__` has raised")
 
     async def aclose(self, timeout: float | None = None) -> DrainReport:
         """Stops intake, drains, and settles the rest at the deadline.
@@ -421,7 +477,14 @@ class Emitter:
             return Health(state="new" if self._state == "new" else "closed")
         return self._engine.health.snapshot()
 
+    @property
+    def credentials(self) -> Credentials | None:
+        """The credentials in use; `None` if a provider has not been asked yet. They cannot be set."""
+        return self._keyring.current if self._keyring.is_open else None
+
     def __repr__(self) -> str:
+        if not hasattr(self, "_settings"):
+            return "<Emitter, not constructed>"
         stats = self.stats
         shown = [f"{count} {name}" for name in get_args(Outcome) if (count := getattr(stats, name))]
         return (

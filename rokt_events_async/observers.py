@@ -121,8 +121,10 @@ class LoggingObserver(Observer):
     A record has the reason, and in `extra` for structured formatters `rokt_outcome`, `rokt_reason`,
     `rokt_event_type`, `rokt_attempts`, `rokt_status` (`None` without an answer), `rokt_error_codes` (the
     API's own) and `rokt_suppressed` (how many records of that outcome were suppressed before it). Records
-    contain no payload: no ids, no metadata, and no text of Rokt's. Refused credentials have no records of
-    their own: the emitter logs them once.
+    of events contain no payload: no ids, no metadata, and no text of Rokt's.
+
+    Refused credentials are logged when that begins, with Rokt's reason, and when it ends; their events have
+    no records of their own. A close that leaves events undelivered says so once.
 
     An outage is logged when it begins, then once per `per` seconds (since when, how many events of how many
     sessions wait, the last answer), and when it ends (how long it took, and how many events were given up).
@@ -147,7 +149,7 @@ class LoggingObserver(Observer):
         level: int = logging.WARNING,
         max_records: int = 10,
         per: float = 10.0,
-        _clock: Callable[[], float] = time.monotonic,
+        _clock: Callable[[], float] = lambda: time.monotonic(),  # noqa: PLW0108 -- a test may replace it
     ) -> None:
         self._logger = logger or logging.getLogger("rokt_events_async")
         self._level = level
@@ -159,6 +161,8 @@ class LoggingObserver(Observer):
         self._outage: Health | None = None
 
     def on_health(self, before: Health, after: Health) -> None:
+        if before.state != after.state and "credentials_refused" in (before.state, after.state):
+            self._tell_of_credentials(before, after)
         if after.state == "outage":
             self._outage = after
             self._quiet_until = -math.inf  # The next retry tells of it.
@@ -188,6 +192,20 @@ class LoggingObserver(Observer):
             values = events, retry.reason, retry.attempts, retry.wait, waiting
         self._logger.log(self._level, text, *values, extra=fields)
 
+    def _tell_of_credentials(self, before: Health, after: Health) -> None:
+        if after.state == "credentials_refused":
+            reason = after.last_error.text if after.last_error else "HTTP 401"
+            has_worked = after.stats.delivered > 0
+            what = (
+                "events wait until they work again" if has_worked else "no event can be delivered with them"
+            )
+            self._logger.error("%s; %s", reason, what, extra={"rokt_reason": "credentials"})
+        elif after.state not in ("closing", "closed"):
+            assert before.since is not None, "a state has begun"
+            text = "Rokt accepts the credentials again, which it has refused since %s: %s pending"
+            values = _when(before.since), _count(after.pending, "event")
+            self._logger.log(self._level, text, *values, extra={"rokt_pending": after.pending})
+
     def _tell_end(self, began: Health, after: Health) -> None:
         """Logs the end of an outage: how long it took, and the outcomes meanwhile."""
         assert began.since is not None, "an outage has begun"
@@ -202,7 +220,7 @@ class LoggingObserver(Observer):
 
     def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
         if isinstance(error, CredentialsRefusedError):
-            return  # The emitter logs that itself, once.
+            return  # `on_health` tells of that, once.
         suppressed = self._admit(error.outcome, now=self._clock())
         if suppressed is not None:
             self._write(delivery, error, suppressed)
@@ -211,9 +229,26 @@ class LoggingObserver(Observer):
         for outcome, window in self._windows.items():
             if window.suppressed:
                 fields = {"rokt_outcome": outcome, "rokt_suppressed": window.suppressed}
-                text = "%d more events %s, not logged one by one"
-                self._logger.log(self._level, text, window.suppressed, outcome, extra=fields)
+                text = "%s more %s, not logged one by one"
+                self._logger.log(self._level, text, _count(window.suppressed, "event"), outcome, extra=fields)
         self._windows.clear()
+        self._tell_of_close(report)
+
+    def _tell_of_close(self, report: DrainReport) -> None:
+        """Logs what was not delivered, and what would have waited for it."""
+        names = ("rejected", "expired", "failed", "unconfirmed")
+        counts = [(getattr(report, name), name) for name in names]
+        shown = ", ".join(f"{count} {name}" for count, name in counts if count)
+        if not shown:
+            return
+        hint = ""
+        if report.left:
+            were = "was" if report.left == 1 else "were"
+            hint = (
+                f"; {_count(report.left, 'event')} {were} still pending when close_timeout ran out after "
+                f"{report.timeout:g} s: `await emitter.flush()` before the close would have waited for them"
+            )
+        self._logger.log(self._level, "closed with events undelivered: %s%s", shown, hint)
 
     def _admit(self, outcome: Outcome, *, now: float) -> int | None:
         """Returns how many records were suppressed before this one; `None` suppresses this one too."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
 import attrs
@@ -26,6 +27,49 @@ Outcome = Literal["delivered", "rejected", "expired", "failed", "unconfirmed"]
 """How an accepted event ends: in exactly one of these."""
 
 
+class Cause(StrEnum):
+    """Why an event was not delivered, for code, which need not read texts. Values may be added."""
+
+    REJECTED = "rejected"
+    """Rokt refused the event's content."""
+
+    EXPIRED = "expired"
+    """The event became older than 3 days."""
+
+    DEADLINE = "deadline"
+    """Its delivery deadline passed."""
+
+    ATTEMPTS = "attempts"
+    """As many requests carried it as the policy allows."""
+
+    STATUS = "status"
+    """An answer with a status that is not retried; as a last cause, any status but a 2xx."""
+
+    CREDENTIALS = "credentials"
+    """Rokt refused the credentials."""
+
+    UNREACHABLE = "unreachable"
+    """No connection could be made, or nothing was sent over it."""
+
+    NO_ANSWER = "no_answer"
+    """The request went out, and no answer came."""
+
+    UNREADABLE = "unreadable"
+    """An answer came that cannot be read."""
+
+    AMBIGUOUS = "ambiguous"
+    """The answer can be read in several ways."""
+
+    QUEUE_FULL = "queue_full"
+    """The queue had no room for it."""
+
+    CLOSED = "closed"
+    """The emitter was closed."""
+
+    INTERNAL_ERROR = "internal_error"
+    """A fault in the library; the log tells more."""
+
+
 class DeliveryError(RoktEventsError):
     """An accepted event was not delivered.
 
@@ -34,10 +78,14 @@ class DeliveryError(RoktEventsError):
         attempts: How many requests carried the event. A connection that could not be made counts.
         status: The HTTP status of the last answer, `None` if there was none.
         reason: Why, in the library's own words. It contains nothing of the event or of Rokt's text.
+        cause: Why, as a value.
+        last_cause: What the last request that carried the event died of; `None` if there was none, or if it
+            did not fail.
         outcome: The outcome under which `EmitterStats` counts the event.
     """
 
     outcome: ClassVar[Outcome] = "failed"
+    _cause: ClassVar[Cause] = Cause.INTERNAL_ERROR
 
     def __init__(
         self,
@@ -47,12 +95,21 @@ class DeliveryError(RoktEventsError):
         attempts: int = 0,
         status: int | None = None,
         reason: str = "",
+        cause: Cause | None = None,
+        last_cause: Cause | None = None,
     ) -> None:
         super().__init__(message)
         self.event = event
         self.attempts = attempts
         self.status = status
         self.reason = reason
+        self.cause = self._cause if cause is None else cause
+        self.last_cause = last_cause
+
+    @property
+    def can_send_again(self) -> bool:
+        """True if the event can be sent again without counting twice: Rokt has provably not accepted it."""
+        return self.outcome == "failed"
 
 
 class EventRejectedError(DeliveryError):
@@ -63,18 +120,12 @@ class EventRejectedError(DeliveryError):
     """
 
     outcome: ClassVar[Outcome] = "rejected"
+    _cause: ClassVar[Cause] = Cause.REJECTED
 
     def __init__(
-        self,
-        message: str,
-        *,
-        event: PartnerEvent,
-        errors: tuple[ApiError, ...] = (),
-        attempts: int = 0,
-        status: int | None = None,
-        reason: str = "",
+        self, message: str, *, event: PartnerEvent, errors: tuple[ApiError, ...] = (), **rest: Any
     ) -> None:
-        super().__init__(message, event=event, attempts=attempts, status=status, reason=reason)
+        super().__init__(message, event=event, **rest)
         self.errors = errors
 
 
@@ -82,6 +133,7 @@ class EventExpiredError(DeliveryError):
     """The event became older than 3 days before it could be sent. It was provably never accepted."""
 
     outcome: ClassVar[Outcome] = "expired"
+    _cause: ClassVar[Cause] = Cause.EXPIRED
 
 
 class DeliveryFailedError(DeliveryError):
@@ -91,11 +143,14 @@ class DeliveryFailedError(DeliveryError):
 class CredentialsRefusedError(DeliveryFailedError):
     """Rokt answered 401 or 403: the credentials are wrong, not the event."""
 
+    _cause: ClassVar[Cause] = Cause.CREDENTIALS
+
 
 class DeliveryUnconfirmedError(DeliveryError):
     """Rokt may or may not have accepted the event: no readable answer told."""
 
     outcome: ClassVar[Outcome] = "unconfirmed"
+    _cause: ClassVar[Cause] = Cause.NO_ANSWER
 
 
 class _ReceiptDraft:
@@ -175,6 +230,8 @@ class DrainReport:
 
     Attributes:
         undelivered: The errors of the events that were not delivered, each with its event.
+        left: How many events were pending when the close ran out of time.
+        timeout: For how many seconds the close drained at most.
     """
 
     delivered: int = 0
@@ -185,6 +242,8 @@ class DrainReport:
     undelivered: tuple[DeliveryError, ...] = attrs.field(
         default=(), repr=lambda errors: f"<{len(errors)} errors>"
     )
+    left: int = attrs.field(default=0, eq=False)
+    timeout: float = attrs.field(default=0.0, eq=False)
 
 
 @attrs.frozen

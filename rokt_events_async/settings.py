@@ -8,8 +8,9 @@ from __future__ import annotations
 import ipaddress
 import math
 import os
+import weakref
 from numbers import Real
-from typing import Any, Final, Literal, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, final, get_args
 
 import attrs
 from yarl import URL
@@ -72,24 +73,47 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> Any:
     return value
 
 
-def check_endpoint(value: object) -> str:
+def check_endpoint(value: object, *, name: str = "endpoint", allow_http: bool = False) -> str:
     """Returns the URL.
 
+    Args:
+        name: Where the value comes from, for the error.
+        allow_http: Lets an http URL be other than loopback.
+
     Raises:
-        InvalidSettingError: It is no https URL (http to loopback), or has credentials or a fragment.
+        InvalidSettingError: It is no https URL (http to loopback), its host cannot be one, or it has
+            credentials or a fragment.
     """
-    expected = "an https URL without credentials and fragment (http only to loopback)"
+    http = "http too" if allow_http else "http only to loopback, or with allow_http=True"
+    expected = f"an https URL without credentials and fragment ({http})"
     url = _parse_url(value)
     if url is None or not url.host or url.fragment:
-        _refuse("endpoint", expected, value)
+        _refuse(name, expected, value)
     if url.user is not None or url.password is not None:
         raise InvalidSettingError(
-            "endpoint must not carry credentials (they are sent as headers, from Credentials), "
+            f"{name} must not carry credentials (they are sent as headers, from Credentials), "
             f"got some for host {url.host!r}"
         )
-    if url.scheme != "https" and not (url.scheme == "http" and _is_loopback(url.host)):
-        _refuse("endpoint", expected, value)
+    if not _can_be_host(url.host):
+        _refuse(name, "a URL whose host can be one (labels of 1 to 63 characters, 253 in all)", value)
+    if url.scheme != "https" and not (url.scheme == "http" and (allow_http or _is_loopback(url.host))):
+        _refuse(name, expected, value)
     return str(value)
+
+
+def choose_endpoint(endpoint: str | None, *, allow_http: bool) -> str:
+    """Returns the endpoint: the argument, or `ROKT_ENDPOINT`, or production.
+
+    Raises:
+        InvalidSettingError: As `check_endpoint`; it names the variable if the value came from there.
+    """
+    if not isinstance(allow_http, bool):
+        _refuse("allow_http", "True or False", allow_http)
+    allow_http = allow_http or os.environ.get("ROKT_ALLOW_HTTP") == "1"
+    if endpoint is not None:
+        return check_endpoint(endpoint, allow_http=allow_http)
+    from_env = os.environ.get("ROKT_ENDPOINT")
+    return check_endpoint(from_env, name="ROKT_ENDPOINT", allow_http=allow_http) if from_env else PRODUCTION
 
 
 def check_instance(name: str, value: object, cls: type[Any]) -> Any:
@@ -112,6 +136,18 @@ def _parse_url(value: object) -> URL | None:
         return None
 
 
+def _can_be_host(host: str) -> bool:
+    """Returns True if a name can be resolved at all. The resolver raises for others, at each request."""
+    if ":" in host:
+        return True  # An address in brackets: yarl has checked it.
+    labels = host.removesuffix(".").split(".")
+    return len(host) <= _MAX_HOST and all(0 < len(label) <= _MAX_LABEL for label in labels)
+
+
+_MAX_HOST: Final = 253
+_MAX_LABEL: Final = 63
+
+
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
@@ -128,23 +164,53 @@ def _refuse(name: str, expected: str, value: object) -> NoReturn:
     raise InvalidSettingError(f"{name} must be {expected}, got {shown}")
 
 
-def _check_header(name: str, value: object, *, is_secret: bool = False) -> None:
-    """Checks that a value can stand in a header. A secret is described in the error, never shown."""
-    if isinstance(value, str) and value and value.isascii() and value.isprintable() and " " not in value:
-        return
-    if not is_secret:
-        _refuse(name, "a non-empty string of printable ASCII without spaces", value)
-    shown = f"a string of {len(value)} characters" if isinstance(value, str) else type(value).__name__
-    raise InvalidSettingError(
-        f"{name} must be a non-empty string of printable ASCII without spaces, got {shown} (not shown)"
+_EXPECTED_IN_HEADER: Final = "a non-empty string of printable ASCII without spaces"
+
+
+def _is_header(value: object) -> bool:
+    """Returns True if a value can stand in a header."""
+    return (
+        isinstance(value, str)
+        and bool(value)
+        and value.isascii()
+        and value.isprintable()
+        and " " not in value
     )
 
 
-@attrs.frozen(repr=False, eq=False)
+def _secret_problem(secret: object) -> str | None:
+    """Returns what is wrong with a secret, without showing it."""
+    if isinstance(secret, str) and secret.startswith("rpub-"):
+        return "secret must not be a public id, got what looks like one: are pub_id and secret swapped?"
+    if _is_header(secret):
+        return None
+    shown = f"a string of {len(secret)} characters" if isinstance(secret, str) else type(secret).__name__
+    hint = ""
+    if isinstance(secret, str) and secret != secret.strip():
+        hint = "; it begins or ends with white space, as in a file that ends with a new line"
+    return f"secret must be {_EXPECTED_IN_HEADER}, got {shown} (not shown){hint}"
+
+
+def _check_id(name: str, value: object) -> None:
+    if isinstance(value, str) and value.startswith("rsec-"):
+        hint = ": are pub_id and secret swapped?" if name == "pub_id" else ""
+        raise InvalidSettingError(f"{name} must not be a secret, got what looks like one (not shown){hint}")
+    if name == "tag_id" and isinstance(value, str) and value.startswith("rpub-"):
+        raise InvalidSettingError(f"tag_id must not be a public id, got {value!r}")
+    if not _is_header(value):
+        _refuse(name, _EXPECTED_IN_HEADER, value)
+
+
+_secrets: Final[weakref.WeakKeyDictionary[Credentials, str]] = weakref.WeakKeyDictionary()
+"""The secret of each credentials. Kept here, it is in no attribute that a printer could find."""
+
+
+@final
 class Credentials:
     """The credentials of a partner (specification, "Authorization Headers").
 
-    The secret is in no `repr`, `str`, log, exception or pickle. Pickling raises `TypeError`.
+    The secret is in no `repr`, `str`, log, exception, traceback or pickle, and in no attribute that a printer
+    lists. `credentials.secret` returns it. Pickling raises `TypeError`.
 
     Args:
         pub_id: The client public id, `rpub-…`.
@@ -152,21 +218,40 @@ class Credentials:
         tag_id: The Rokt tag id, an opaque string.
 
     Raises:
-        InvalidSettingError: A value is empty or cannot stand in a header, or the secret was passed as
-            another value.
+        InvalidSettingError: A value is empty or cannot stand in a header, or two of them are swapped.
     """
 
+    __slots__ = ("__weakref__", "pub_id", "tag_id")
+
     pub_id: str
-    secret: str
     tag_id: str
 
-    def __attrs_post_init__(self) -> None:
-        _check_header("pub_id", self.pub_id)
-        _check_header("secret", self.secret, is_secret=True)
-        _check_header("tag_id", self.tag_id)
-        for name, value in (("pub_id", self.pub_id), ("tag_id", self.tag_id)):
-            if value.startswith("rsec-"):
-                raise InvalidSettingError(f"{name} must not be a secret, got what looks like one (not shown)")
+    if TYPE_CHECKING:
+        secret: str
+
+    def __init__(self, pub_id: str, secret: str, tag_id: str) -> None:
+        problem = _secret_problem(secret)
+        if problem is None:
+            _secrets[self] = secret
+        del secret  # A traceback can show the locals of this call.
+        _check_id("pub_id", pub_id)
+        if problem is not None:
+            raise InvalidSettingError(problem)
+        _check_id("tag_id", tag_id)
+        object.__setattr__(self, "pub_id", pub_id)
+        object.__setattr__(self, "tag_id", tag_id)
+
+    def __getattr__(self, name: str) -> str:
+        # Not a property: it would be listed, and a printer would read it.
+        if name == "secret" and self in _secrets:
+            return _secrets[self]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"Credentials are immutable: {name} cannot be set, construct others")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"Credentials are immutable: {name} cannot be deleted")
 
     @classmethod
     def from_env(cls) -> Credentials:
@@ -182,11 +267,15 @@ class Credentials:
                 f"no credentials: set {', '.join(missing)} in the environment, "
                 "or pass Credentials(pub_id=..., secret=..., tag_id=...)"
             )
-        pub_id, secret, tag_id = (os.environ[name] for name in names)
-        return cls(pub_id=pub_id, secret=secret, tag_id=tag_id)
+        return cls(
+            pub_id=os.environ["ROKT_PUB_ID"],
+            secret=os.environ["ROKT_SECRET"],
+            tag_id=os.environ["ROKT_TAG_ID"],
+        )
 
     def __repr__(self) -> str:
-        return f"Credentials(pub_id={self.pub_id!r}, secret=<hidden>, tag_id={self.tag_id!r})"
+        pub_id, tag_id = getattr(self, "pub_id", "?"), getattr(self, "tag_id", "?")  # It may be half built.
+        return f"Credentials(pub_id={pub_id!r}, secret=<hidden>, tag_id={tag_id!r})"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("Credentials cannot be pickled: the secret would be in the pickle")
@@ -304,7 +393,8 @@ class EmitterSettings:
         InvalidSettingError: A value is out of bounds.
     """
 
-    endpoint: str = attrs.field(converter=check_endpoint)
+    endpoint: str
+    """Checked by `choose_endpoint`."""
     flush_interval: float = _number("flush_interval")
     max_batch_size: int = _count("max_batch_size", at_most=MAX_BATCH_SIZE)
     max_concurrency: int = _count("max_concurrency", at_most=_MAX_CONCURRENCY)

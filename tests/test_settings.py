@@ -161,7 +161,7 @@ def test_credentials_are_read_from_the_environment(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv(name, value)
 
     assert Credentials.from_env().pub_id == "rpub-env"
-    assert Emitter()._credentials.tag_id == "9"
+    assert Emitter()._keyring.current.tag_id == "9"
 
 
 def test_missing_variables_are_all_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,15 @@ class Breaker:
         if self.is_open or (status == _TOO_MANY_REQUESTS and self._is_limiter(session_id, now)):
             self._wait_until(now + retry_after)
 
+    def pause(self, *, until: float) -> None:
+        """Lets no request start before that moment, while the credentials are refused."""
+        self._wait_until(until)
+
+    def resume(self) -> None:
+        """Ends a pause, unless the breaker is open."""
+        if not self.is_open:
+            self.starts_at = -math.inf
+
     def _wait_until(self, moment: float) -> None:
         self.starts_at = max(self.starts_at, moment)
 

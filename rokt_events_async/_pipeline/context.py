@@ -43,7 +43,12 @@ class Home:
 
     def adopt_running_loop(self) -> asyncio.AbstractEventLoop:
         """Makes the running loop, with its thread and process, the emitter's home."""
-        self.loop = asyncio.get_running_loop()
+        try:
+            self.loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise WrongContextError(
+                "no asyncio event loop runs here: an emitter works in asyncio, not in trio or plain threads"
+            ) from None
         self._process, self._thread = _this_process, threading.get_ident()
         return self.loop
 

@@ -20,6 +20,7 @@ import attrs
 from rokt_events_async._pipeline.dead_letters import DeadLetters
 from rokt_events_async._pipeline.health import HealthMonitor
 from rokt_events_async._pipeline.hooks import Hooks
+from rokt_events_async._pipeline.keyring import Keyring
 from rokt_events_async._pipeline.ledger import Ledger
 from rokt_events_async._pipeline.log import log
 from rokt_events_async._pipeline.room import Room
@@ -43,6 +44,7 @@ class Drain:
         room: Room,
         ledger: Ledger,
         transport: Transport,
+        keyring: Keyring,
         health: HealthMonitor,
         hooks: Hooks,
         dead_letters: DeadLetters | None,
@@ -53,20 +55,21 @@ class Drain:
         self._room = room
         self._ledger = ledger
         self._transport = transport
+        self._keyring = keyring
         self._health = health
         self._hooks = hooks
         self._dead_letters = dead_letters
         self._listeners = listeners
         self._on_closed = on_closed
         self._task: asyncio.Task[DrainReport] | None = None
+        self._report = DrainReport()
         self._grace_ended = asyncio.Event()
         self._waiters = 0
 
     @property
     def report(self) -> DrainReport:
-        """The report of a drain that has ended."""
-        assert self._task is not None, "a drain that has ended was started"
-        return self._task.result()
+        """The report of a drain that has ended, or is telling observers of it."""
+        return self._report
 
     def start(self, seconds: float) -> None:
         """Ends intake and starts the drain, unless it runs already."""
@@ -129,12 +132,13 @@ class Drain:
         with contextlib.suppress(asyncio.CancelledError):
             await self._listeners.idle()
         await self._close_transport()
+        await self._keyring.aclose()
+        has_run_out = left and not self._grace_ended.is_set()
+        self._report = attrs.evolve(self._ledger.report(), left=left if has_run_out else 0, timeout=seconds)
         self._on_closed()
         self._health.enter("closed")
-        report = self._ledger.report()
-        self._log(report, left, seconds)
-        self._hooks.closed(report)
-        return report
+        self._hooks.closed(self._report)
+        return self._report
 
     async def _settle_all(self) -> None:
         await self._ledger.settled()
@@ -148,23 +152,3 @@ class Drain:
             pass  # Every event is settled; the rest is between the connections and the loop.
         except Exception as error:  # noqa: BLE001 -- nothing about the events depends on it
             log(logging.ERROR, "the connections could not be closed: %s", type(error).__name__)
-
-    def _log(self, report: DrainReport, left: int, seconds: float) -> None:
-        """Says once what was not delivered, and what would have waited for it.
-
-        Args:
-            left: How many events were pending when the grace period ended.
-            seconds: The grace period.
-        """
-        if not report.undelivered:
-            return
-        counts = attrs.asdict(report, filter=attrs.filters.exclude("delivered", "undelivered"))
-        shown = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
-        hint = ""
-        if left and not self._grace_ended.is_set():
-            events = "1 event was" if left == 1 else f"{left} events were"
-            hint = (
-                f"; {events} still pending when close_timeout ran out after {seconds:g} s: "
-                "`await emitter.flush()` before the close would have waited for them"
-            )
-        log(logging.WARNING, "closed with events undelivered: %s%s", shown, hint)

@@ -17,6 +17,7 @@ from rokt_events_async._pipeline.drain import Drain
 from rokt_events_async._pipeline.health import HealthMonitor
 from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.intake import Intake
+from rokt_events_async._pipeline.keyring import Episode, Keyring
 from rokt_events_async._pipeline.ledger import Ledger
 from rokt_events_async._pipeline.parking import Parking
 from rokt_events_async._pipeline.retry import Random
@@ -27,7 +28,7 @@ from rokt_events_async._pipeline.settlement import Settlement
 from rokt_events_async._pipeline.threadsafe import Listeners
 from rokt_events_async._pipeline.transport import Transport
 from rokt_events_async.outcomes import Delivery, EmitterStats
-from rokt_events_async.settings import Credentials, EmitterSettings
+from rokt_events_async.settings import EmitterSettings
 
 
 @attrs.frozen
@@ -56,7 +57,7 @@ class Engine:
 def assemble(
     *,
     settings: EmitterSettings,
-    credentials: Credentials,
+    keyring: Keyring,
     transport: Transport,
     hooks: Hooks,
     dead_letters: DeadLetters | None,
@@ -67,7 +68,12 @@ def assemble(
     on_closed: Callable[[], None],
 ) -> Engine:
     """Returns an engine for the running loop."""
-    context = contextvars.copy_context()
+    # Empty: an emitter that a request starts must not carry that request's values for ever.
+    context = contextvars.Context()
+
+    def now() -> float:
+        return loop.time()  # Looked up each time: a test may replace the loop's clock.
+
     if dead_letters is not None:
         dead_letters.bind(loop, context)
     share = session_share(settings)
@@ -81,28 +87,32 @@ def assemble(
     room = Room(settings, queue)
     ledger = Ledger(room, hooks)
     breaker = Breaker(max_concurrency=settings.max_concurrency, wait=settings.retry.wait)
+    episode = Episode(wait=sum(settings.retry.wait) / 2)
     health = HealthMonitor(
         breaker=breaker,
+        episode=episode,
         queue=queue,
         parking=parking,
         room=room,
         ledger=ledger,
         hooks=hooks,
         clock=clock,
-        now=loop.time,
+        now=now,
     )
-    settlement = Settlement(ledger, credentials, now=loop.time)
+    settlement = Settlement(ledger, clean=keyring.clean, now=now)
     sender = Sender(
         settings=settings,
         transport=transport,
         ledger=ledger,
         settlement=settlement,
+        keyring=keyring,
+        episode=episode,
         breaker=breaker,
         health=health,
         hooks=hooks,
         clock=clock,
         random=random,
-        now=loop.time,
+        now=now,
     )
     pool = Pool(
         settings=settings,
@@ -137,6 +147,7 @@ def assemble(
             room=room,
             ledger=ledger,
             transport=transport,
+            keyring=keyring,
             health=health,
             hooks=hooks,
             dead_letters=dead_letters,

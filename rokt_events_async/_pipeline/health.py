@@ -14,6 +14,7 @@ from typing import Any, Final
 from rokt_events_async._pipeline.batching import Batches
 from rokt_events_async._pipeline.breaker import Breaker
 from rokt_events_async._pipeline.hooks import Hooks
+from rokt_events_async._pipeline.keyring import Episode
 from rokt_events_async._pipeline.ledger import Ledger
 from rokt_events_async._pipeline.parking import Parking
 from rokt_events_async._pipeline.room import Room
@@ -38,6 +39,7 @@ class HealthMonitor:
         self,
         *,
         breaker: Breaker,
+        episode: Episode,
         queue: Batches[Any],
         parking: Parking,
         room: Room,
@@ -47,6 +49,7 @@ class HealthMonitor:
         now: Callable[[], float],
     ) -> None:
         self._breaker = breaker
+        self._episode = episode
         self._ledger = ledger
         self._hooks = hooks
         self._clock = clock
@@ -121,6 +124,8 @@ class HealthMonitor:
     def _state(self) -> HealthState:
         if self._phase is not None:
             return self._phase
+        if self._episode.is_on:
+            return "credentials_refused"
         if self._breaker.is_open and self._breaker.failed_sessions >= _OUTAGE_SESSIONS:
             return "outage"
         if self._breaker.is_open or self._parking or self._now() < self._last_failure + _CALM:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import Context
 
 from rokt_events_async._pipeline.log import log_raised
 from rokt_events_async.errors import InvalidSettingError
@@ -43,11 +45,19 @@ class _Guard:
 
 
 class Hook(tuple[tuple[Observer, Method], ...]):
-    """The observers' methods for one thing that can happen. Calling the hook calls them all, in order."""
+    """The observers' methods for one thing that can happen. Calling the hook calls them all, in order.
+
+    They run in an empty context, wherever the hook is called: what an emitter does belongs to no request.
+    """
 
     guard: _Guard
 
     def __call__(self, *values: object) -> None:
+        if self:
+            Context().run(self.call_here, *values)
+
+    def call_here(self, *values: object) -> None:
+        """Calls them in the caller's context."""
         for observer, method in self:
             try:
                 method(*values)
@@ -55,6 +65,13 @@ class Hook(tuple[tuple[Observer, Method], ...]):
                 self.guard.exit_later(error)
             except BaseException as error:  # noqa: BLE001 -- an observer may raise anything, `pytest.fail()` too
                 self.guard.blame(observer, method, error)
+
+
+class _HookOfCaller(Hook):
+    """A hook that runs in the context of the `track()` call."""
+
+    def __call__(self, *values: object) -> None:
+        self.call_here(*values)
 
 
 class Hooks:
@@ -71,7 +88,8 @@ class Hooks:
     def __init__(self, observers: Iterable[Observer] = (), dead_letters: Observer | None = None) -> None:
         self._guard = _Guard()
         checked = _check_observers(observers) + ((dead_letters,) if dead_letters else ())
-        self.accepted = self._hook(checked, "on_accepted")
+        self.accepted: Hook = _HookOfCaller(self._hook(checked, "on_accepted"))
+        self.accepted.guard = self._guard
         self.request = self._hook(checked, "on_request")
         self.retry = self._hook(checked, "on_retry")
         self.delivered = self._hook(checked, "on_delivered")
@@ -93,7 +111,18 @@ def _check_observers(observers: Iterable[Observer]) -> tuple[Observer, ...]:
         if not isinstance(observer, Observer):
             shown = repr(observer) if isinstance(observer, type) else f"a {type(observer).__name__}"
             raise InvalidSettingError(f"observers must be a list of Observer objects, got {shown} in it")
+        _check_names(observer)
     return checked
+
+
+def _check_names(observer: Observer) -> None:
+    """Refuses a method `on_…` that nothing calls."""
+    known = [name for name in dir(Observer) if name.startswith("on_")]
+    for name in dir(type(observer)):
+        if name.startswith("on_") and name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f": did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
+            raise InvalidSettingError(f"{type(observer).__name__}.{name} is no method of an Observer{hint}")
 
 
 def _overridden(observers: Iterable[Observer], name: str) -> Iterable[tuple[Observer, Method]]:

@@ -15,7 +15,7 @@ from rokt_events_async._pipeline.scheduler import Pool
 from rokt_events_async._protocol.encoding import Stamp, encode
 from rokt_events_async.errors import InvalidEventError
 from rokt_events_async.events import PartnerEvent, time_problems
-from rokt_events_async.outcomes import Delivery, DeliveryFailedError
+from rokt_events_async.outcomes import Cause, Delivery, DeliveryFailedError
 from rokt_events_async.settings import EmitterSettings
 
 
@@ -120,6 +120,8 @@ class Intake:
         self._health.refresh()
         if self._when_full == "raise":
             raise error
-        reason = "the queue was full"
-        failed = DeliveryFailedError(f"dropped: {error}", event=delivery.event, reason=reason)
+        reason = "the queue was full" if self._room.is_full else "its session held its share of the queue"
+        failed = DeliveryFailedError(
+            f"dropped: {error}", event=delivery.event, reason=reason, cause=Cause.QUEUE_FULL
+        )
         self._ledger.drop(delivery, failed, now=self._loop.time())

@@ -94,9 +94,14 @@ class Room:
     @property
     def problems(self) -> tuple[str, ...]:
         """What is wrong with the queue."""
-        is_full = self._line.is_jammed or bool(self._line.waiters)
-        names = (("queue_full", is_full), ("session_stalled", bool(self._session_lines)))
+        is_waited_for = self._line.is_jammed or bool(self._line.waiters)
+        names = (("queue_full", is_waited_for), ("session_stalled", bool(self._session_lines)))
         return tuple([name for name, is_so in names if is_so])
+
+    @property
+    def is_full(self) -> bool:
+        """True if no event of any session is accepted without waiting."""
+        return self._line.is_jammed or bool(self._line.waiters) or not self._fits(1)
 
     # Without waiting.
 

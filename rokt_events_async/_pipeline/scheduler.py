@@ -43,7 +43,7 @@ from rokt_events_async._pipeline.parking import Parking
 from rokt_events_async._pipeline.sender import Sender
 from rokt_events_async._pipeline.settlement import Settlement
 from rokt_events_async._pipeline.trips import Trip
-from rokt_events_async.outcomes import Delivery
+from rokt_events_async.outcomes import Cause, Delivery
 from rokt_events_async.settings import EmitterSettings
 
 _SLICE: Final = 100
@@ -328,7 +328,7 @@ class Pool:
     def _give_up_overdue(self, deliveries: Iterable[Delivery]) -> None:
         for delivery in deliveries:
             reason = f"its deadline of {self._deadline:g} s passed in the queue"
-            self._settlement.abandon((delivery,), reason)
+            self._settlement.abandon((delivery,), Cause.DEADLINE, reason)
             self._on_released(delivery.event.session_id)
 
     # The end.
@@ -366,7 +366,7 @@ class Pool:
             handled += 1
         while handled < _SLICE and (taken := self._queue.take(now=math.inf)) is not None:
             trip = Trip(*taken)
-            self._settlement.abandon(taken[1], "the emitter was closed")
+            self._settlement.abandon(taken[1], Cause.CLOSED, "the emitter was closed")
             self._release(trip)
             handled += trip.size[0]
         return handled > 0

@@ -20,9 +20,11 @@ from rokt_events_async._pipeline import retry
 from rokt_events_async._pipeline.breaker import Breaker
 from rokt_events_async._pipeline.health import HealthMonitor
 from rokt_events_async._pipeline.hooks import Hooks
+from rokt_events_async._pipeline.keyring import Episode, Keyring
 from rokt_events_async._pipeline.ledger import Ledger
 from rokt_events_async._pipeline.log import log_fault
-from rokt_events_async._pipeline.settlement import Settlement
+from rokt_events_async._pipeline.settlement import Settlement, in_words
+from rokt_events_async._pipeline.splitting import SplitGuard
 from rokt_events_async._pipeline.transport import Request, Transport
 from rokt_events_async._pipeline.trips import Batch, Trip
 from rokt_events_async._protocol.encoding import join
@@ -36,19 +38,11 @@ from rokt_events_async._protocol.verdicts import (
 )
 from rokt_events_async.events import MAX_AGE, is_expired
 from rokt_events_async.observers import RequestReport, RetryReport
-from rokt_events_async.outcomes import Delivery
+from rokt_events_async.outcomes import Cause, Delivery
 from rokt_events_async.settings import EmitterSettings
-
-_MAX_REFUSALS: Final = 16
-"""How many refusals in a row split the batch. The count starts again with the next 2xx.
-
-Refusals of single events do not count: they say nothing about other events.
-"""
 
 _MAX_SERVER_ERRORS: Final = 3
 """After this many failures with a 5xx other than 503 a batch is split: one event may make the server fail."""
-
-_RETRIES: Final = (Disposition.RETRY, Disposition.RETRY_MAYBE_ACCEPTED)
 
 _INTERRUPTED: Final = NoReply("interrupted")
 
@@ -68,6 +62,8 @@ class Sender:
         transport: Transport,
         ledger: Ledger,
         settlement: Settlement,
+        keyring: Keyring,
+        episode: Episode,
         breaker: Breaker,
         health: HealthMonitor,
         hooks: Hooks,
@@ -81,13 +77,15 @@ class Sender:
         self._transport = transport
         self._ledger = ledger
         self._settlement = settlement
+        self._keyring = keyring
+        self._episode = episode
+        self._guard = SplitGuard(wait=sum(settings.retry.wait) / 2)
         self._breaker = breaker
         self._health = health
         self._hooks = hooks
         self._clock = clock
         self._random = random
         self._now = now
-        self._refusals = 0
         self.in_flight = 0
         self.requests = 0
         self.retries = 0
@@ -107,8 +105,10 @@ class Sender:
                     trip.advance()
                 if wait is not None:
                     return wait
+            if trip.is_spoilt:
+                self._guard.on_spoilt()
         except Exception as fault:  # noqa: BLE001 -- whatever the fault, its events have to be settled
-            self._interrupt(trip, "a fault in the library, see the log")
+            self._interrupt(trip, Cause.INTERNAL_ERROR, "a fault in the library, see the log")
             log_fault(fault)
         except BaseException:  # Cancelled; or an exit, which has to end the program.
             self.close(trip)
@@ -117,13 +117,13 @@ class Sender:
 
     def close(self, trip: Trip) -> None:
         """Settles what is left of a trip, because the emitter is closed."""
-        self._interrupt(trip, "the emitter was closed")
+        self._interrupt(trip, Cause.CLOSED, "the emitter was closed")
 
-    def _interrupt(self, trip: Trip, reason: str) -> None:
+    def _interrupt(self, trip: Trip, cause: Cause, reason: str) -> None:
         for batch in trip.rest():
             pending = [delivery for delivery in batch.deliveries if delivery.generation is not None]
             batch.interrupt()
-            self._settlement.give_up(batch, pending, batch.with_last_reason(reason))
+            self._settlement.give_up(batch, pending, cause, batch.with_last_reason(reason))
         trip.clear()
 
     def give_up_overdue(self, trip: Trip) -> None:
@@ -142,6 +142,8 @@ class Sender:
         self._drop_expired(batch)
         if not batch.deliveries:
             return None
+        if self._episode.is_on and not await self._prepare_probe(batch):
+            return None
         request = self._next_request(batch)
         began = self._now()
         self._breaker.on_start(now=began)
@@ -154,6 +156,19 @@ class Sender:
             if self._hooks.request:
                 self._report_request(batch, request, reply, self._now() - began)
         return self._on_reply(trip, batch, reply)
+
+    async def _prepare_probe(self, batch: Batch) -> bool:
+        """Returns True if the batch may find out whether the credentials still fail; else it is settled."""
+        now = self._now()
+        if self._episode.fails_at_once(now=now):
+            batch.last_cause = batch.last_cause or Cause.CREDENTIALS
+            self._settlement.refuse_credentials(batch, self._episode.reason)
+            return False
+        self._episode.on_start(now=now)
+        if self._episode.has_worked:
+            self._breaker.pause(until=self._episode.probe_at)
+        await self._keyring.refresh(now=now)
+        return True
 
     def _report_request(
         self, batch: Batch, request: Request, reply: Reply | NoReply, duration: float
@@ -186,7 +201,7 @@ class Sender:
         if batch.deliveries[0].accepted_at <= now - self._deadline:  # The first was accepted first.
             overdue = batch.take_front(self.overdue_by(now))
             reason = f"its deadline of {self._deadline:g} s has passed"
-            self._settlement.give_up(batch, overdue, batch.with_last_reason(reason))
+            self._settlement.give_up(batch, overdue, Cause.DEADLINE, batch.with_last_reason(reason))
 
     def overdue_by(self, now: float) -> Callable[[Delivery], bool]:
         """Returns the test for events whose delivery deadline has passed at `now`."""
@@ -215,26 +230,47 @@ class Sender:
             return self._on_no_reply(trip, batch, reply)
         batch.status = reply.status
         trip.session.is_slow = False
-        disposition = classify(reply.status)
-        if disposition in _RETRIES:
-            if disposition is Disposition.RETRY_MAYBE_ACCEPTED:
-                batch.maybe_accepted = True
-            return self._retry(trip, batch, f"HTTP {reply.status}", reply)
-        self._breaker.on_answer()
+        disposition = Disposition.ANSWERED if reply.status in _ANSWERED else self._classify(reply)
+        if disposition is not Disposition.ANSWERED:
+            batch.last_cause = Cause.STATUS
+        wait = None
         match disposition:
             case Disposition.ANSWERED:
-                self._on_answer(batch, reply)
+                self._on_answer(trip, batch, reply)
+            case Disposition.RETRY | Disposition.RETRY_MAYBE_ACCEPTED:
+                if disposition is Disposition.RETRY_MAYBE_ACCEPTED:
+                    batch.maybe_accepted = True
+                return self._on_failure(trip, batch, f"HTTP {reply.status}", reply)
             case Disposition.REFUSED:
-                self._on_refused(batch, reply)
+                self._breaker.on_answer()
+                self._on_refused(trip, batch, reply)
             case Disposition.CREDENTIALS_REFUSED:
-                self._settlement.refuse_credentials(batch, reply)
+                self._breaker.on_answer()
+                wait = self._on_credentials_refused(trip, batch, reply)
             case _:
-                reason = f"HTTP {reply.status}{self._hint(reply.status)}"
-                errors = self._settlement.read_errors(reply)
-                self._settlement.give_up(batch, batch.deliveries, reason, errors)
+                self._breaker.on_answer()
+                self._on_final(batch, disposition, reply)
         if self._health.is_watching:
             self._health.refresh()
-        return None
+        return wait
+
+    def _classify(self, reply: Reply) -> Disposition:
+        asks_to_wait = self._retry_after(reply) is not None
+        # A body that was lost, or is too large, is a body.
+        return classify(reply.status, asks_to_wait=asks_to_wait, has_body=reply.body != b"")
+
+    def _retry_after(self, reply: Reply) -> float | None:
+        value = reply.headers.get("Retry-After")
+        return None if value is None else retry.parse_retry_after(value, now=self._clock())
+
+    def _on_final(self, batch: Batch, disposition: Disposition, reply: Reply) -> None:
+        """Ends a batch whose answer is neither good nor to be retried."""
+        reason = f"HTTP {reply.status}{self._hint(reply.status)}"
+        if disposition is Disposition.UNCONFIRMED:
+            self._settlement.leave_open(batch, batch.deliveries, Cause.STATUS, reason)
+        else:
+            errors = self._settlement.read_errors(reply)
+            self._settlement.give_up(batch, batch.deliveries, Cause.STATUS, reason, errors)
 
     def _hint(self, status: int) -> str:
         if 300 <= status <= 399:
@@ -245,62 +281,87 @@ class Sender:
         assert batch.request is not None
         if reply.is_timeout:
             trip.session.is_slow = True
-        if batch.request.went_out:
-            batch.maybe_accepted = True
-        return self._retry(trip, batch, reply.reason, None)
+        if not batch.request.went_out:
+            batch.last_cause = Cause.UNREACHABLE
+            return self._on_failure(trip, batch, reply.reason, None)
+        batch.maybe_accepted = True
+        batch.last_cause = Cause.UNREADABLE if reply.is_unreadable else Cause.NO_ANSWER
+        if reply.is_unreadable:
+            batch.unreadable += 1
+        if not self._policy.retry_unconfirmed:
+            reason = f"{reply.reason} after the request went out"
+        elif batch.unreadable > _MAX_UNREADABLE:
+            reason = f"{reply.reason}, {_attempts(batch)}"
+        else:
+            return self._on_failure(trip, batch, reply.reason, None)
+        self._note_failure(trip, batch, reply.reason, None)
+        self._settlement.give_up(batch, batch.deliveries, batch.last_cause, reason)
+        return None
 
-    def _retry(self, trip: Trip, batch: Batch, reason: str, reply: Reply | None) -> float | None:
-        """Returns the wait before the next attempt. Events that cannot have one are given up now."""
+    def _note_failure(self, trip: Trip, batch: Batch, reason: str, reply: Reply | None) -> float:
+        """Tells the breaker and the health of a failed attempt. Returns the `Retry-After`, in seconds."""
         now = self._now()
         status = reply.status if reply else None
-        value = reply.headers.get("Retry-After") if reply else None
-        retry_after = retry.parse_retry_after(value, now=self._clock())
-        was_open = self._breaker.is_open
-        self._breaker.on_failure(trip.session.id, now=now, retry_after=retry_after, status=status)
+        retry_after = (self._retry_after(reply) if reply else None) or 0.0
+        if batch.last_cause is Cause.UNREADABLE:
+            self._breaker.on_answer()  # It is one, though nobody can read it.
+        else:
+            self._breaker.on_failure(trip.session.id, now=now, retry_after=retry_after, status=status)
         self._health.on_failure(reason, now=now)
-        went_out = batch.request is not None and batch.request.went_out
-        batch.request = None
+        return retry_after
+
+    def _on_failure(self, trip: Trip, batch: Batch, reason: str, reply: Reply | None) -> float | None:
+        """Returns the wait after a failed attempt, if the batch is retried."""
+        was_open = self._breaker.is_open
+        retry_after = self._note_failure(trip, batch, reason, reply)
         batch.failures += 1
-        batch.reason = reason
-        batch.server_errors += status is not None and status >= 500 and status != 503
+        batch.server_errors += reply is not None and reply.status >= 500 and reply.status != 503
         if batch.maybe_accepted and not was_open:
             batch.resends += 1
-        if (cause := self._has_had_enough(batch, went_out=went_out and reply is None)) is not None:
-            self._settlement.give_up(batch, batch.deliveries, f"{reason}{cause}")
+        wait = self._retry(trip, batch, reason, retry_after)
+        if wait is not None and not was_open and batch.server_errors >= _MAX_SERVER_ERRORS:
+            batch.split()
+        return wait
+
+    def _retry(self, trip: Trip, batch: Batch, reason: str, retry_after: float = 0.0) -> float | None:
+        """Returns the wait before the next attempt. Events that cannot have one are given up now."""
+        now = self._now()
+        batch.request = None
+        batch.reason = reason
+        if (cause := self._has_had_enough(batch)) is not None:
+            self._settlement.give_up(batch, batch.deliveries, Cause.ATTEMPTS, f"{reason}{cause}")
             return None
         wait = retry.next_wait(
             self._policy, failures=batch.failures, retry_after=retry_after, random=self._random
         )
         trip.not_before = now + max(retry_after, self._policy.wait[0])
         overdue = batch.take_front(self.overdue_by(now + wait))
-        self._settlement.give_up(batch, overdue, f"{reason}, and its deadline falls before the next attempt")
+        self._settlement.give_up(
+            batch, overdue, Cause.DEADLINE, f"{reason}, and its deadline falls before the next attempt"
+        )
         if not batch.deliveries:
             return None
         batch.is_retry = True
         if self._hooks.retry:
-            self._report_retry(batch, status, wait)
-        if batch.server_errors >= _MAX_SERVER_ERRORS and len(batch.deliveries) > 1 and not was_open:
-            batch.split()
+            self._report_retry(batch, wait)
         return wait
 
-    def _has_had_enough(self, batch: Batch, *, went_out: bool) -> str | None:
+    def _has_had_enough(self, batch: Batch) -> str | None:
         """Returns why a batch must not be sent again, if it must not."""
-        if went_out and not self._policy.retry_unconfirmed:
-            return " after the request went out"
-        attempts = f", {batch.attempts} attempt{'s' if batch.attempts > 1 else ''}"
+        attempts = _attempts(batch)
         if self._policy.max_attempts is not None and batch.attempts >= self._policy.max_attempts:
-            return attempts
+            return f", {attempts}"
         if batch.resends >= self._policy.max_unconfirmed_attempts:
-            return f"{attempts}, and Rokt may have accepted it each time"
+            return f", {attempts}, and Rokt may have accepted it each time"
         return None
 
-    def _report_retry(self, batch: Batch, status: int | None, wait: float) -> None:
+    def _report_retry(self, batch: Batch, wait: float) -> None:
         pending, sessions = self._health.backlog()
         self._hooks.retry(
             RetryReport(
                 tuple(batch.deliveries),
                 batch.attempts,
-                status,
+                batch.status if batch.last_cause in _WITH_STATUS else None,
                 batch.reason,
                 wait,
                 pending=pending,
@@ -308,33 +369,73 @@ class Sender:
             )
         )
 
-    def _on_answer(self, batch: Batch, reply: Reply) -> None:
-        self._refusals = 0
+    def _on_answer(self, trip: Trip, batch: Batch, reply: Reply) -> None:
+        self._guard.on_answer()
+        self._breaker.on_answer()
+        if self._episode.is_on:
+            self._breaker.resume()
+        self._episode.on_answer()
         if says_all_processed(reply.body, len(batch.deliveries)):
             self._settlement.deliver(batch, batch.deliveries)
             return
-        verdicts = match_unprocessed([delivery.event for delivery in batch.deliveries], reply.body)
+        events = [delivery.event for delivery in batch.deliveries]
+        verdicts = match_unprocessed(events, reply.body, self._keyring.clean)
         for delivery, verdict in zip(batch.deliveries, verdicts, strict=True):
             match verdict:
                 case Delivered():
                     self._settlement.deliver(batch, (delivery,))
                 case Rejected(errors):
-                    self._settlement.reject(batch, delivery, self._settlement.without_secret(errors))
-                case _:
-                    what = "its answer cannot be read" if reply.body is None else "its answer does not tell"
-                    self._settlement.leave_open(batch, delivery, f"HTTP {reply.status}, {what}")
+                    self._settlement.reject(batch, delivery, errors)
+                case unknown:
+                    cause = Cause.UNREADABLE if unknown.is_unreadable else Cause.AMBIGUOUS
+                    what = "cannot be read" if unknown.is_unreadable else "does not tell"
+                    self._settlement.leave_open(
+                        batch, (delivery,), cause, f"HTTP {reply.status}, its answer {what}"
+                    )
 
-    def _on_refused(self, batch: Batch, reply: Reply) -> None:
+    def _on_refused(self, trip: Trip, batch: Batch, reply: Reply) -> None:
         """Splits the batch, because a single event may have made the server refuse it."""
         batch.request = None
-        if len(batch.deliveries) > 1:
-            self._refusals += 1
-            if self._refusals <= _MAX_REFUSALS:
-                batch.split()
-                return
+        if len(batch.deliveries) > 1 and self._guard.may_split(now=self._now()):
+            batch.split()
+            return
+        trip.refused += len(batch.deliveries)
         errors = self._settlement.read_errors(reply)
+        if len(batch.deliveries) > 1:
+            reason = f"HTTP {reply.status} for the whole request, as for those before it"
+            self._settlement.give_up(batch, batch.deliveries, Cause.STATUS, reason, errors)
+            return
         for delivery in batch.deliveries:
             self._settlement.reject(batch, delivery, errors)
+
+    def _on_credentials_refused(self, trip: Trip, batch: Batch, reply: Reply) -> float | None:
+        """Fails the batch if its credentials have never worked; otherwise it waits until they do."""
+        now, credentials = self._now(), self._keyring.current
+        reason = (
+            f"HTTP {reply.status}: Rokt refused the credentials of pub_id {credentials.pub_id!r} "
+            f"with tag_id {credentials.tag_id!r}{in_words(self._settlement.read_errors(reply))}"
+        )
+        batch.last_cause = Cause.CREDENTIALS
+        self._episode.on_refused(reason, now=now)
+        self._health.on_failure(reason, now=now)
+        if not self._episode.has_worked:
+            self._settlement.refuse_credentials(batch, reason)
+            return None
+        self._breaker.pause(until=self._episode.probe_at)
+        return self._retry(trip, batch, f"HTTP {reply.status}")
+
+
+_ANSWERED: Final = (200, 207)
+"""The statuses that nearly all answers have."""
+
+_WITH_STATUS: Final = (Cause.STATUS, Cause.CREDENTIALS)
+
+_MAX_UNREADABLE: Final = 1
+"""How many answers that are no HTTP are followed by another attempt."""
+
+
+def _attempts(batch: Batch) -> str:
+    return f"{batch.attempts} attempt{'' if batch.attempts == 1 else 's'}"
 
 
 def _time(delivery: Delivery) -> datetime:

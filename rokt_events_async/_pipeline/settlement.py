@@ -5,16 +5,15 @@ Every event has an exception of its own. Tracebacks would pile up on a shared on
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from typing import Final
 
 from rokt_events_async._pipeline.ledger import Ledger
-from rokt_events_async._pipeline.log import log
 from rokt_events_async._pipeline.trips import Batch
-from rokt_events_async._protocol.replies import Reply, read_errors
+from rokt_events_async._protocol.replies import Clean, Reply, read_errors
 from rokt_events_async.errors import ApiError
 from rokt_events_async.outcomes import (
+    Cause,
     CredentialsRefusedError,
     Delivery,
     DeliveryError,
@@ -23,7 +22,6 @@ from rokt_events_async.outcomes import (
     EventExpiredError,
     EventRejectedError,
 )
-from rokt_events_async.settings import Credentials
 
 _LEADS: Final[dict[type[DeliveryError], str]] = {
     EventExpiredError: "expired, never accepted",
@@ -37,15 +35,14 @@ class Settlement:
     """Settles events of batches with the ledger.
 
     Args:
-        credentials: The credentials whose secret is kept out of every error.
+        clean: Makes a server's text fit for errors.
         now: Returns the loop's time.
     """
 
-    def __init__(self, ledger: Ledger, credentials: Credentials, *, now: Callable[[], float]) -> None:
+    def __init__(self, ledger: Ledger, *, clean: Clean, now: Callable[[], float]) -> None:
         self._ledger = ledger
+        self._clean = clean
         self._now = now
-        self._credentials = credentials
-        self._has_warned_of_credentials = False
 
     def deliver(self, batch: Batch, deliveries: Iterable[Delivery]) -> None:
         """Ends events as delivered."""
@@ -62,7 +59,7 @@ class Settlement:
         self._ledger.settle_undelivered(
             delivery,
             EventRejectedError(
-                f"rejected by Rokt, {reason}{_in_words(errors)}",
+                f"rejected by Rokt, {reason}{in_words(errors)}",
                 event=delivery.event,
                 errors=errors,
                 attempts=batch.attempts,
@@ -74,76 +71,76 @@ class Settlement:
     def expire(self, batch: Batch, delivery: Delivery) -> None:
         """Ends an event that became too old: as unconfirmed if an answer was lost."""
         error = DeliveryUnconfirmedError if batch.maybe_accepted else EventExpiredError
-        self._end(batch, delivery, error, "it became older than 3 days before it could be sent")
+        self._end(
+            batch, delivery, error, Cause.EXPIRED, "it became older than 3 days before it could be sent"
+        )
 
-    def leave_open(self, batch: Batch, delivery: Delivery, reason: str) -> None:
-        """Ends an event as unconfirmed: its answer does not tell."""
-        self._end(batch, delivery, DeliveryUnconfirmedError, reason)
+    def leave_open(self, batch: Batch, deliveries: Iterable[Delivery], cause: Cause, reason: str) -> None:
+        """Ends events as unconfirmed: no answer tells of them."""
+        for delivery in deliveries:
+            self._end(batch, delivery, DeliveryUnconfirmedError, cause, reason)
 
     def give_up(
-        self, batch: Batch, deliveries: Iterable[Delivery], reason: str, errors: tuple[ApiError, ...] = ()
+        self,
+        batch: Batch,
+        deliveries: Iterable[Delivery],
+        cause: Cause,
+        reason: str,
+        errors: tuple[ApiError, ...] = (),
     ) -> None:
         """Ends events as failed, or as unconfirmed if Rokt may have accepted them."""
         error = DeliveryUnconfirmedError if batch.maybe_accepted else DeliveryFailedError
         for delivery in deliveries:
-            self._end(batch, delivery, error, reason, errors)
+            self._end(batch, delivery, error, cause, reason, errors)
 
-    def refuse_credentials(self, batch: Batch, reply: Reply) -> None:
-        """Ends a batch whose credentials Rokt refused, and logs that once."""
-        credentials = self._credentials
-        reason = (
-            f"HTTP {reply.status}: Rokt refused the credentials of pub_id {credentials.pub_id!r} "
-            f"with tag_id {credentials.tag_id!r}"
-        )
-        errors = self.read_errors(reply)
-        if not self._has_warned_of_credentials:
-            self._has_warned_of_credentials = True
-            text = "%s%s; no event can be delivered with them"
-            log(logging.ERROR, text, reason, _in_words(errors))
+    def refuse_credentials(self, batch: Batch, reason: str) -> None:
+        """Ends a batch because Rokt refuses the credentials."""
         error = DeliveryUnconfirmedError if batch.maybe_accepted else CredentialsRefusedError
         for delivery in batch.deliveries:
-            self._end(batch, delivery, error, reason, errors)
+            self._end(batch, delivery, error, Cause.CREDENTIALS, reason)
 
-    def abandon(self, deliveries: Iterable[Delivery], reason: str) -> None:
+    def abandon(self, deliveries: Iterable[Delivery], cause: Cause, reason: str) -> None:
         """Fails events that were never sent."""
         for delivery in deliveries:
-            error = DeliveryFailedError(f"not sent: {reason}", event=delivery.event, reason=reason)
+            error = DeliveryFailedError(
+                f"not sent: {reason}", event=delivery.event, cause=cause, reason=reason
+            )
             self._ledger.settle_undelivered(delivery, error)
 
     def read_errors(self, reply: Reply) -> tuple[ApiError, ...]:
-        """Returns the errors in the body of a refusal, without the secret."""
-        return self.without_secret(read_errors(reply.body))
-
-    def without_secret(self, errors: tuple[ApiError, ...]) -> tuple[ApiError, ...]:
-        """Hides the secret in a server's text, which may repeat the request's headers."""
-        secret = self._credentials.secret
-        return tuple(
-            ApiError(
-                error.code and error.code.replace(secret, "<hidden>"),
-                error.message.replace(secret, "<hidden>"),
-            )
-            for error in errors
-        )
+        """Returns the errors in the body of a refusal, fit to be shown."""
+        return read_errors(reply.body, self._clean)
 
     def _end(
         self,
         batch: Batch,
         delivery: Delivery,
         error: type[DeliveryError],
+        cause: Cause,
         reason: str,
         errors: tuple[ApiError, ...] = (),
     ) -> None:
         self._ledger.settle_undelivered(
             delivery,
             error(
-                f"{_LEADS[error]} ({reason}{_in_words(errors)})",
+                f"{_LEADS[error]} ({reason}{in_words(errors)})",
                 event=delivery.event,
                 attempts=batch.attempts,
                 status=batch.status,
                 reason=reason,
+                cause=cause,
+                last_cause=batch.last_cause,
             ),
         )
 
 
-def _in_words(errors: tuple[ApiError, ...]) -> str:
-    return ": " + "; ".join(map(str, errors)) if errors else ""
+_MAX_WORDS: Final = 300
+"""How much of Rokt's text a message repeats, in characters."""
+
+
+def in_words(errors: tuple[ApiError, ...]) -> str:
+    """Returns Rokt's reasons as the end of a sentence, shortened; empty if there are none."""
+    if not errors:
+        return ""
+    words = "; ".join(map(str, errors[:_MAX_WORDS]))
+    return f": {words if len(words) <= _MAX_WORDS else words[: _MAX_WORDS - 3] + '...'}"

@@ -13,6 +13,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
+import socket
 import sys
 import weakref
 from http.cookies import BaseCookie, SimpleCookie
@@ -20,11 +22,14 @@ from typing import Any, Final, Protocol
 
 import aiohttp
 from aiohttp import hdrs, payload
-from aiohttp.abc import AbstractStreamWriter
+from aiohttp.abc import AbstractStreamWriter, ResolveResult
 from multidict import CIMultiDict
 from yarl import URL
 
+from rokt_events_async._pipeline.keyring import Keyring
 from rokt_events_async._protocol.replies import NoReply, Reply
+from rokt_events_async._protocol.texts import clean
+from rokt_events_async._version import __version__
 from rokt_events_async.errors import InvalidSettingError
 from rokt_events_async.settings import Credentials, check_instance
 
@@ -110,6 +115,7 @@ class HttpTransport:
     Must be constructed on the running loop.
 
     Args:
+        keyring: The credentials in use.
         session: The caller's session, which is used and never closed; `None` makes one.
         timeout: Seconds for the whole exchange, connecting and reading the answer included.
         connections: The most connections that its own session keeps.
@@ -117,7 +123,7 @@ class HttpTransport:
 
     def __init__(
         self,
-        credentials: Credentials,
+        keyring: Keyring,
         endpoint: str,
         *,
         session: aiohttp.ClientSession | None,
@@ -128,20 +134,23 @@ class HttpTransport:
         self._timeouts = _Timeouts(timeout)
         self._timeout = timeout
         self._is_ours = session is None
-        headers = CIMultiDict(
-            {
-                "rokt-pub-id": credentials.pub_id,
-                "rokt-secret": credentials.secret,
-                "rokt-tag-id": credentials.tag_id,
-                hdrs.CONTENT_TYPE: "application/json",
-                hdrs.ACCEPT: "application/json",
-                hdrs.ACCEPT_ENCODING: "identity",
-            }
+        self._keyring = keyring
+        # As defaults of its own session the headers are not merged for each request.
+        self._are_defaults = session is None and not keyring.can_change
+        self._session = session or _make_session(
+            connections, _headers_for(keyring.current) if self._are_defaults else None
         )
-        # As defaults of its own session they are not merged for each request.
-        self._headers = headers if session else None
-        self._session = session or _make_session(connections, headers)
+        self._headers: tuple[Credentials, CIMultiDict[str]] | None = None
         _alive.add(self)
+
+    def _headers_now(self) -> CIMultiDict[str] | None:
+        """Returns the headers of the next request, made once for each credentials."""
+        if self._are_defaults:
+            return None
+        current = self._keyring.current
+        if self._headers is None or self._headers[0] is not current:
+            self._headers = current, _headers_for(current)
+        return self._headers[1]
 
     async def post(self, request: Request) -> Reply | NoReply:
         """Sends the body once. A connection found closed before anything was written does not count."""
@@ -160,17 +169,18 @@ class HttpTransport:
         response: aiohttp.ClientResponse | None = None
         body: bytes | None = None
         reason: str | None = None
-        has_timed_out = False
+        has_timed_out = is_unreadable = False
         try:
             response = await self._session.post(
                 self._endpoint,
                 data=request,
-                headers=self._headers,
+                headers=self._headers_now(),
                 allow_redirects=False,
                 raise_for_status=False,
                 auto_decompress=False,
                 timeout=_NO_TIMEOUT,
                 middlewares=(),
+                **_LIMITS,
             )
             body = await _read(response)
         except asyncio.CancelledError:
@@ -179,17 +189,29 @@ class HttpTransport:
                 raise
             reason = f"no answer within {self._timeout:g} s"
         except (aiohttp.ClientError, OSError) as error:
+            is_unreadable = isinstance(error, aiohttp.ClientResponseError) and request.went_out
             reason = None if not request.went_out and _found_closed(error) else _describe(error)
-        except RuntimeError:
-            if not self._session.closed:
+        except RuntimeError as error:
+            reason = self._describe_runtime_error(error, request)
+            if reason is None:
                 raise
-            reason = "the session that was passed in is closed"
         finally:
             _let_go(request, response, is_read=body is not None)
         # Outside the handlers, or the exception would stay in the context of later exceptions.
         if response is not None and request.went_out:
             return Reply(response.status, response.headers, body)
-        return NoReply(reason, is_timeout=has_timed_out) if reason else None
+        if reason is None:
+            return None
+        return NoReply(reason, is_timeout=has_timed_out, is_unreadable=is_unreadable)
+
+    def _describe_runtime_error(self, error: RuntimeError, request: Request) -> str | None:
+        """Returns why there was no connection; `None` if the error is a fault."""
+        if self._session.closed:
+            return "the session that was passed in is closed"
+        # By the executor that resolves names, once the interpreter or its loop shuts down.
+        if not request.went_out and "shutdown" in str(error):
+            return "no connection could be made: the interpreter shuts down"
+        return None
 
     async def aclose(self) -> None:
         """Closes its own session; a caller's session stays open."""
@@ -213,6 +235,13 @@ def _after_fork() -> None:
 
 if sys.platform != "win32":
     os.register_at_fork(after_in_child=_after_fork)
+
+
+_TURNS: Final = 8
+"""How many turns of the loop an exchange has beyond its time: bytes that are there already are its answer.
+
+After a loop that was held, its timers fall due before what has arrived meanwhile is read.
+"""
 
 
 class _Exchange:
@@ -247,6 +276,7 @@ class _Timeouts:
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
         self._running: dict[_Exchange, None] = {}  # In the order of their start.
+        self._due: dict[_Exchange, int] = {}  # Their time is up: how many turns they still have.
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> _Exchange:
@@ -258,6 +288,7 @@ class _Timeouts:
 
     def end(self, exchange: _Exchange) -> None:
         self._running.pop(exchange, None)
+        self._due.pop(exchange, None)
         if not self._running and self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -270,7 +301,20 @@ class _Timeouts:
                 self._timer = self._loop.call_at(first.deadline, self._on_time)
                 return
             del self._running[first]
-            first.time_out()
+            if not self._due:
+                self._loop.call_soon(self._on_turn)
+            self._due[first] = _TURNS
+
+    def _on_turn(self) -> None:
+        """Lets the loop turn, so that it reads what is there, before it interrupts anything."""
+        for exchange, turns in tuple(self._due.items()):
+            if turns:
+                self._due[exchange] = turns - 1
+            else:
+                del self._due[exchange]
+                exchange.time_out()
+        if self._due:
+            self._loop.call_soon(self._on_turn)
 
 
 class _Connector(aiohttp.TCPConnector):
@@ -314,10 +358,56 @@ def check_session(session: aiohttp.ClientSession | None) -> aiohttp.ClientSessio
     return session
 
 
-def _make_session(connections: int, headers: CIMultiDict[str]) -> aiohttp.ClientSession:
+_DefaultResolver: Final[Any] = aiohttp.DefaultResolver
+
+
+class _Resolver(_DefaultResolver):  # type: ignore[misc]  # aiohttp chooses it when it is imported
+    """Resolves without the loop's executor if that is gone: at the interpreter's exit."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        try:
+            found: list[ResolveResult] = await super().resolve(host, port, family)
+        except RuntimeError:
+            found = [
+                ResolveResult(
+                    hostname=host,
+                    host=str(address[0]),
+                    port=int(address[1]),
+                    family=kind,
+                    proto=proto,
+                    flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+                )
+                for kind, _, proto, _, address in socket.getaddrinfo(
+                    host, port, type=socket.SOCK_STREAM, family=family
+                )
+            ]
+        return found
+
+
+_LIMITS: Final[Any] = {"max_line_size": 65_536, "max_field_size": 65_536, "max_headers": 1024}
+"""How much of an answer's head is read. A server's front may add more than aiohttp's 8 KiB a line."""
+
+
+def _headers_for(credentials: Credentials) -> CIMultiDict[str]:
+    return CIMultiDict(
+        {
+            "rokt-pub-id": credentials.pub_id,
+            "rokt-secret": credentials.secret,
+            "rokt-tag-id": credentials.tag_id,
+            hdrs.CONTENT_TYPE: "application/json",
+            hdrs.ACCEPT: "application/json",
+            hdrs.ACCEPT_ENCODING: "identity",
+            hdrs.USER_AGENT: f"rokt_events_async/{__version__}",
+        }
+    )
+
+
+def _make_session(connections: int, headers: CIMultiDict[str] | None) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         headers=headers,
-        connector=_Connector(limit=connections),
+        connector=_Connector(limit=connections, resolver=_Resolver()),
         cookie_jar=_NoCookies(),
         timeout=_NO_TIMEOUT,
         trust_env=False,
@@ -358,8 +448,26 @@ def _found_closed(error: Exception) -> bool:
 
 def _describe(error: Exception) -> str:
     """Returns what went wrong as the exception's type and the system's own words, without its other data."""
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"the proxy answered HTTP {error.status}"
     if isinstance(error, aiohttp.ClientResponseError):
-        return "the answer was no HTTP"
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+        return f"an answer that is no HTTP: {_what_is_wrong(error)}"
+    where = ""
+    cause: BaseException = error
+    if isinstance(error, aiohttp.ClientConnectorError):
+        cause = error.os_error
+        where = f" ({error.host}:{error.port})"
     words = cause.strerror if isinstance(cause, OSError) else None
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+    return f"{type(error).__name__}: {words}{where}" if words else f"{type(error).__name__}{where}"
+
+
+def _what_is_wrong(error: aiohttp.ClientResponseError) -> str:
+    """Returns the parser's own words, without what it quotes of the answer."""
+    cause = error.__cause__
+    if isinstance(cause, aiohttp.http_exceptions.LineTooLong):
+        return "a line of its head is too long"
+    words = re.split(r"[:'\"(\n]|b'", error.message or "", maxsplit=1)[0]
+    return clean(words, at_most=_MAX_WORDS).strip() or type(cause).__name__
+
+
+_MAX_WORDS: Final = 80

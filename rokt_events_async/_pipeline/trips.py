@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from rokt_events_async._pipeline.batching import Session
 from rokt_events_async._pipeline.transport import Request
-from rokt_events_async.outcomes import Delivery
+from rokt_events_async.outcomes import Cause, Delivery
 
 
 class Batch:
@@ -25,12 +25,14 @@ class Batch:
         "halves",
         "is_resent",
         "is_retry",
+        "last_cause",
         "maybe_accepted",
         "reason",
         "request",
         "resends",
         "server_errors",
         "status",
+        "unreadable",
     )
 
     def __init__(self, deliveries: list[Delivery]) -> None:
@@ -45,6 +47,10 @@ class Batch:
         self.status: int | None = None
         self.reason = ""
         """Why the last attempt failed, in words."""
+        self.last_cause: Cause | None = None
+        """Why the last attempt failed, as a value."""
+        self.unreadable = 0
+        """How many answers could not be read as HTTP."""
         self.is_retry = False
         """True if its next request repeats one that failed."""
         self.maybe_accepted = False
@@ -82,13 +88,14 @@ class Batch:
         batch.maybe_accepted, batch.is_resent = self.maybe_accepted, self.is_resent
         batch.reason, batch.is_retry = self.reason, self.is_retry
         batch.resends, batch.server_errors = self.resends, self.server_errors
+        batch.last_cause, batch.unreadable = self.last_cause, self.unreadable
         return batch
 
 
 class Trip:
     """A session, and the stack of batches that are left of what it took."""
 
-    __slots__ = ("_stack", "deadline", "due_at", "not_before", "session", "size")
+    __slots__ = ("_stack", "deadline", "due_at", "not_before", "refused", "session", "size")
 
     def __init__(self, session: Session[Delivery], deliveries: list[Delivery]) -> None:
         self.session = session
@@ -99,8 +106,15 @@ class Trip:
         """When its next attempt is due, while it is parked."""
         self.not_before = -math.inf
         """The earliest time of its next attempt: what a `Retry-After` asked for."""
+        self.refused = 0
+        """How many of its events ended because their request was refused as a whole."""
         self.deadline = math.inf
         """Under which deadline it is filed while it is parked."""
+
+    @property
+    def is_spoilt(self) -> bool:
+        """True if it had several events, and each of them was refused with its request."""
+        return self.size[0] > 1 and self.refused == self.size[0]
 
     @property
     def is_retry(self) -> bool:

@@ -15,9 +15,8 @@
 | `rokt.client.oldest_pending.age` | gauge, `s` | how long the oldest of them has been pending |
 
 All have the attributes `messaging.*`; the first two also `server.address` and `server.port`. `error.type`
-is absent if nothing went wrong. Otherwise it is the API's own code, the HTTP status, or `no_answer`; for an
-event also `not_sent` (dropped, or given up before there was a request) and `unreadable` (a 2xx that did not
-tell of it).
+is absent if nothing went wrong. For a request it is the HTTP status or `no_answer`; for an event it is the
+API's own code if it gave one, and otherwise the event's `Cause`.
 
 A request is a span of kind client, `send server_events`, linked to the spans in which its events were
 tracked. It is a root span, because it carries events of many traces. No attribute contains event data.
@@ -44,6 +43,7 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TracerProvider
 from yarl import URL
 
+from rokt_events_async._version import __version__
 from rokt_events_async.observers import Observer, RequestReport, RetryReport, error_codes
 from rokt_events_async.outcomes import Delivery, DeliveryError, Health, Receipt
 
@@ -58,8 +58,6 @@ _OPERATION: Final = {
 _SECONDS: Final = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10]
 _EVENTS: Final = [1, 2, 3, 5, 10, 15, 20, 25]
 _NO_ANSWER: Final = "no_answer"
-_NOT_SENT: Final = "not_sent"
-_UNREADABLE: Final = "unreadable"
 _OTHER: Final = "_OTHER"
 _MAX_ERROR_TYPES: Final = 50
 """The most error codes that are told apart: a server can send any number, a backend cannot keep them."""
@@ -86,8 +84,8 @@ class OpenTelemetryObserver(Observer):
     def __init__(
         self, *, meter_provider: MeterProvider | None = None, tracer_provider: TracerProvider | None = None
     ) -> None:
-        self._tracer = trace.get_tracer(_SCOPE, tracer_provider=tracer_provider)
-        meter = metrics.get_meter(_SCOPE, meter_provider=meter_provider)
+        self._tracer = trace.get_tracer(_SCOPE, __version__, tracer_provider)
+        meter = metrics.get_meter(_SCOPE, __version__, meter_provider)
         self._sent = meter.create_counter(
             "messaging.client.sent.messages",
             unit="{message}",
@@ -161,7 +159,7 @@ class OpenTelemetryObserver(Observer):
     def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
         self._pending.pop(delivery, None)
         codes = error_codes(error)
-        error_type = self._bounded(codes[0]) if codes else _why(error)
+        error_type = self._bounded(codes[0]) if codes else str(error.cause)
         self._outcomes.add(1, _OPERATION | {"rokt.outcome": error.outcome, "error.type": error_type})
 
     def _write_span(self, request: RequestReport, attributes: Attributes) -> None:
@@ -239,15 +237,6 @@ _DELIVERED: Final = _OPERATION | {"rokt.outcome": "delivered"}
 
 def _error_type(status: int | None) -> str:
     return _NO_ANSWER if status is None else str(status)
-
-
-def _why(error: DeliveryError) -> str:
-    """Returns the error type of an event for which the API gave no code."""
-    if error.attempts == 0:
-        return _NOT_SENT
-    if error.status is not None and 200 <= error.status <= 299:
-        return _UNREADABLE
-    return _error_type(error.status)
 
 
 def _nanoseconds(moment: datetime) -> int:

@@ -14,6 +14,7 @@ import pytest
 from aiohttp import ClientResponse
 from aioresponses import aioresponses
 
+from rokt_events_async._pipeline.keyring import Keyring
 from rokt_events_async._pipeline.transport import MAX_BODY, HttpTransport, Request
 from rokt_events_async._protocol.replies import NoReply, Reply
 from rokt_events_async.sandbox import Sandbox
@@ -49,7 +50,9 @@ def responses(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses]:
 async def transport_to(
     url: str = URL, *, timeout: float = 10.0, session: Any = None
 ) -> AsyncIterator[HttpTransport]:
-    transport = HttpTransport(CREDENTIALS, url, session=session, timeout=timeout, connections=4)
+    transport = HttpTransport(
+        Keyring(CREDENTIALS, timeout=1), url, session=session, timeout=timeout, connections=4
+    )
     try:
         yield transport
     finally:

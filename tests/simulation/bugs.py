@@ -14,8 +14,8 @@ from unittest import mock
 
 import aiohttp
 
-from rokt_events_async import Delivery, Receipt
-from rokt_events_async._pipeline import batching, health, retry, sender, transport
+from rokt_events_async import Cause, Delivery, Receipt
+from rokt_events_async._pipeline import batching, health, retry, sender, splitting, transport
 from rokt_events_async._pipeline.batching import Batches
 from rokt_events_async._pipeline.breaker import Breaker
 from rokt_events_async._pipeline.dead_letters import DeadLetters
@@ -90,8 +90,8 @@ def _() -> Any:
 
 @bug("absent from the answer is delivered, though the counts do not add up")
 def _() -> Any:
-    def match(events: Any, body: Any) -> list[Any]:
-        answer = read_answer(body)
+    def match(events: Any, body: Any, clean: Any) -> list[Any]:
+        answer = read_answer(body, clean)
         if answer is None:
             return [UNKNOWN] * len(events)
         named = {item.echo.get("parentguid"): item.errors for item in answer.unprocessed if item.echo}
@@ -112,11 +112,12 @@ def _() -> Any:
 def _() -> Any:
     original = Settlement.leave_open
 
-    def leave_open(self: Any, batch: Any, delivery: Any, reason: str) -> None:
-        if "does not tell" in reason:
-            self.reject(batch, delivery, ())
+    def leave_open(self: Any, batch: Any, deliveries: Any, cause: Any, reason: str) -> None:
+        if cause is Cause.AMBIGUOUS:
+            for delivery in deliveries:
+                self.reject(batch, delivery, ())
         else:
-            original(self, batch, delivery, reason)
+            original(self, batch, deliveries, cause, reason)
 
     return replace(Settlement, "leave_open", leave_open)
 
@@ -124,15 +125,15 @@ def _() -> Any:
 @bug("a lost answer is taken for a clear refusal")
 def _() -> Any:
     def on_no_reply(self: Any, trip: Any, batch: Any, reply: Any) -> Any:
-        return self._retry(trip, batch, reply.reason, None)
+        return self._on_failure(trip, batch, reply.reason, None)
 
     return replace(Sender, "_on_no_reply", on_no_reply)
 
 
 @bug("502 and 504 are taken for clear refusals")
 def _() -> Any:
-    def lenient(status: int) -> Disposition:
-        return Disposition.RETRY if status in (502, 504) else classify(status)
+    def lenient(status: int, **rest: Any) -> Disposition:
+        return Disposition.RETRY if status in (502, 504) else classify(status, **rest)
 
     return replace(sender, "classify", lenient)
 
@@ -149,7 +150,7 @@ def _() -> Any:
 
 @bug("one bad event costs all that travel with it")
 def _() -> Any:
-    def refused(self: Any, batch: Any, reply: Any) -> None:
+    def refused(self: Any, trip: Any, batch: Any, reply: Any) -> None:
         for delivery in batch.deliveries:
             self._settlement.reject(batch, delivery, ())
 
@@ -333,7 +334,7 @@ def _() -> Any:
 
     def on_reply(self: Any, trip: Any, batch: Any, reply: Any) -> Any:
         if isinstance(reply, Reply) and reply.status == 207:
-            return self._retry(trip, batch, "HTTP 207", reply)
+            return self._on_failure(trip, batch, "HTTP 207", reply)
         return original(self, trip, batch, reply)
 
     return replace(Sender, "_on_reply", on_reply)
@@ -345,7 +346,7 @@ def _() -> Any:
 
     def on_reply(self: Any, trip: Any, batch: Any, reply: Any) -> Any:
         if isinstance(reply, Reply) and 200 <= reply.status <= 299 and read_answer(reply.body) is None:
-            return self._retry(trip, batch, "unreadable", reply)
+            return self._on_failure(trip, batch, "unreadable", reply)
         return original(self, trip, batch, reply)
 
     return replace(Sender, "_on_reply", on_reply)
@@ -370,10 +371,10 @@ def _() -> Any:
 def _() -> Any:
     original = Sender._has_had_enough
 
-    def has_had_enough(self: Any, batch: Any, *, went_out: bool) -> Any:
+    def has_had_enough(self: Any, batch: Any) -> Any:
         batch.attempts -= 1
         try:
-            return original(self, batch, went_out=went_out)
+            return original(self, batch)
         finally:
             batch.attempts += 1
 
@@ -464,9 +465,9 @@ def _() -> Any:
     return replace(Trip, "rest", lambda self: list(self._stack))
 
 
-@bug("the sixteenth refusal is not split any more")
+@bug("the first spoilt batch ends the splitting")
 def _() -> Any:
-    return replace(sender, "_MAX_REFUSALS", 15)
+    return replace(splitting, "MAX_SPOILT", 1)
 
 
 @bug("overdue events are not dropped when their session is released")
@@ -503,8 +504,8 @@ def _() -> Any:
 def _() -> Any:
     original = Sender._retry
 
-    def retry_(self: Any, trip: Any, batch: Any, reason: str, reply: Any) -> Any:
-        wait = original(self, trip, batch, reason, reply)
+    def retry_(self: Any, trip: Any, batch: Any, *rest: Any) -> Any:
+        wait = original(self, trip, batch, *rest)
         if wait is not None and len(trip._stack) > 1:
             trip._stack[-2], trip._stack[-1] = trip._stack[-1], trip._stack[-2]
         return wait
