@@ -69,7 +69,7 @@ class _Setting(Generic[T]):
     @overload
     def __get__(self, emitter: Emitter, owner: type) -> T: ...
 
-    def __get__(self, emitter: Emitter | None, _owner: type) -> Any:
+    def __get__(self, emitter: Emitter | None, owner: type) -> Any:
         return self if emitter is None else getattr(emitter._settings, self._name)
 
     def __set__(self, emitter: Emitter, _value: object) -> NoReturn:

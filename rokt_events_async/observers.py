@@ -229,8 +229,9 @@ class LoggingObserver(Observer):
         for outcome, window in self._windows.items():
             if window.suppressed:
                 fields = {"rokt_outcome": outcome, "rokt_suppressed": window.suppressed}
-                text = "%s more %s, not logged one by one"
-                self._logger.log(self._level, text, _count(window.suppressed, "event"), outcome, extra=fields)
+                events = "event" if window.suppressed == 1 else "events"
+                text = "%d more %s %s, not logged one by one"
+                self._logger.log(self._level, text, window.suppressed, events, outcome, extra=fields)
         self._windows.clear()
         self._tell_of_close(report)
 

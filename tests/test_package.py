@@ -26,7 +26,7 @@ def test_the_top_level_is_the_public_face() -> None:
         if not name.startswith("_") and not inspect.ismodule(value)
     }
 
-    assert public == set(rokt_events_async.__all__)
+    assert public | {"__version__"} == set(rokt_events_async.__all__)
 
 
 def test_every_public_name_is_documented() -> None:

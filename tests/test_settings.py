@@ -45,7 +45,11 @@ from tests.samples import CREDENTIALS, SECRET
         ("request_timeout", None, "got None"),
         ("close_timeout", -0.1, "close_timeout must be a finite number >= 0, got -0.1"),
         ("session", "http", "session must be a ClientSession, got str"),
-        ("credentials", ("a", "b", "c"), "credentials must be a Credentials, got tuple"),
+        (
+            "credentials",
+            ("a", "b", "c"),
+            "credentials must be a Credentials object, or a function that returns one, got tuple",
+        ),
         ("endpoint", "http://server-api.rokt.com/v1", "endpoint must be an https URL"),
         ("endpoint", "https://", "endpoint must be an https URL"),
         ("endpoint", "ftp://127.0.0.1/x", "endpoint must be an https URL"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rokt_events_async import (
+    Cause,
     DeliveryFailedError,
     DeliveryUnconfirmedError,
     Emitter,
@@ -17,9 +18,11 @@ from rokt_events_async import (
     Receipt,
     RetryPolicy,
 )
+from rokt_events_async._pipeline.transport import Request
 from rokt_events_async._pipeline.trips import Trip
+from rokt_events_async._protocol.replies import NoReply, Reply
 from rokt_events_async.sandbox import Fault, Sandbox
-from tests.samples import Clock, OpenEmitter, emitter_for, event
+from tests.samples import CREDENTIALS, Clock, OpenEmitter, emitter_for, event
 
 
 def sizes(sandbox: Sandbox) -> list[int]:
@@ -202,18 +205,45 @@ async def test_the_second_half_keeps_its_deadline_too() -> None:
 
 
 async def test_a_systematic_refusal_is_not_multiplied() -> None:
-    """After 16 refusals in a row no batch is split, until one is answered 2xx."""
+    """After three batches of which every event was refused, one batch per retry wait is split."""
     async with Sandbox(faults={422: 1}) as strict, emitter_for(strict, max_concurrency=1) as emitter:
-        for index in range(20):
-            for _ in range(25):
-                await emitter.track(event(f"session-{index}"))
+        calls = [await emitter.track(event(f"session-{index}")) for index in range(20) for _ in range(25)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+
+        assert emitter.stats.rejected == 4 * 25, "three, and the first one that the guard lets through"
+        assert emitter.stats.failed == 16 * 25
+        assert len(strict.requests) == 4 * 49 + 16
+        last = outcomes[-1]
+        assert isinstance(last, DeliveryFailedError)
+        assert (last.cause, last.status) == (Cause.STATUS, 422)
+        await asyncio.sleep(2)
+        calls = [await emitter.track(event()) for _ in range(2)]
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert emitter.stats.rejected == 4 * 25 + 2, "split again, one per retry wait"
+
+
+async def test_one_bad_event_each_costs_no_other() -> None:
+    """However many batches are refused for one of their events, at the same time."""
+
+    class Strict:
+        async def post(self, request: Request) -> Reply | NoReply:
+            await asyncio.sleep(0.001)
+            request.went_out = True
+            if b'"bad"' in request.body:
+                return Reply(400, {}, b"")
+            count = request.body.count(b"eventType")
+            return Reply(200, {}, b'{"processedEventsCount":%d,"unprocessedEvents":[]}' % count)
+
+        async def aclose(self) -> None:
+            """Holds nothing."""
+
+    async with Emitter(CREDENTIALS, max_concurrency=16, _transport=Strict()) as emitter:
+        for index in range(40):
+            for place in range(25):
+                await emitter.track(event(f"s{index}", parent_guid="bad" if place == 7 else f"p{place}"))
         await emitter.flush()
 
-        assert emitter.stats.rejected == 500
-        sizes = [request.body.count(b"eventType") for request in strict.requests]
-        split = [25, 13, 7, 4, 2, 2, 3, 2, 6, 3, 2, 3, 2, 12, 6, 3]  # In this order: 16 refusals are split.
-        assert [size for size in sizes if size > 1][:16] == split
-        assert [size for size in sizes if size > 1][16:] == [2, 3, 6, *[25] * 19]
+        assert (emitter.stats.delivered, emitter.stats.rejected) == (40 * 24, 40)
 
 
 async def test_splitting_starts_again_after_a_2xx(sandbox: Sandbox) -> None:
@@ -225,11 +255,14 @@ async def test_splitting_starts_again_after_a_2xx(sandbox: Sandbox) -> None:
             outcomes = await asyncio.gather(*calls, return_exceptions=True)
             return {f"{type(outcome).__name__} {getattr(outcome, 'attempts', '')}" for outcome in outcomes}
 
-        sandbox.fail_next(*[422] * 100)
-        await send()
+        for _ in range(3):
+            sandbox.fail_next(*[422] * 49)
+            await send()
+        sandbox.fail_next(422, *[422] * 48)
+        await send()  # The one that is split while the guard acts.
         sandbox._plan._script.clear()
         sandbox.fail_next(422)
-        assert await send() == {"EventRejectedError 1"}, "not split any more"
+        assert await send() == {"DeliveryFailedError 1"}, "not split any more"
         assert await send() == {"Receipt 1"}
         sandbox.fail_next(422)
         assert await send() == {"Receipt 2"}, "split again"

@@ -14,6 +14,7 @@ import pytest
 from aiohttp import ClientResponse
 from aioresponses import aioresponses
 
+from rokt_events_async import __version__
 from rokt_events_async._pipeline.keyring import Keyring
 from rokt_events_async._pipeline.transport import MAX_BODY, HttpTransport, Request
 from rokt_events_async._protocol.replies import NoReply, Reply
@@ -86,6 +87,7 @@ async def test_it_sends_what_the_specification_asks_for(responses: aioresponses)
         "Content-Type": "application/json",
         "Accept": "application/json",
         "Accept-Encoding": "identity",
+        "User-Agent": f"rokt_events_async/{__version__}",
     }
     assert call.kwargs["allow_redirects"] is False
     assert call.kwargs["auto_decompress"] is False
