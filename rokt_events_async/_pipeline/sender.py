@@ -396,7 +396,8 @@ class Sender:
     def _on_refused(self, trip: Trip, batch: Batch, reply: Reply) -> None:
         """Splits the batch, because a single event may have made the server refuse it."""
         batch.request = None
-        if len(batch.deliveries) > 1 and self._guard.may_split(now=self._now()):
+        if len(batch.deliveries) > 1 and (trip.is_splitting or self._guard.may_split(now=self._now())):
+            trip.is_splitting = True
             batch.split()
             return
         trip.refused += len(batch.deliveries)

@@ -95,7 +95,7 @@ class Batch:
 class Trip:
     """A session, and the stack of batches that are left of what it took."""
 
-    __slots__ = ("_stack", "deadline", "due_at", "not_before", "refused", "session", "size")
+    __slots__ = ("_stack", "deadline", "due_at", "is_splitting", "not_before", "refused", "session", "size")
 
     def __init__(self, session: Session[Delivery], deliveries: list[Delivery]) -> None:
         self.session = session
@@ -106,6 +106,8 @@ class Trip:
         """When its next attempt is due, while it is parked."""
         self.not_before = -math.inf
         """The earliest time of its next attempt: what a `Retry-After` asked for."""
+        self.is_splitting = False
+        """True if a refused batch of it was split; then its halves are split too."""
         self.refused = 0
         """How many of its events ended because their request was refused as a whole."""
         self.deadline = math.inf

@@ -341,8 +341,8 @@ class _Echo:
 
     def tells_all_of(self, kind: _Kind) -> bool:
         """Returns True if each field of events that it fits was compared."""
-        is_silent = self._fits_any_type or self._fits_any_time or (kind.metadata and not self._metadata)
-        return not is_silent
+        is_silent = self._fits_any_time or (kind.metadata and not self._metadata)
+        return self._type == kind.type and not is_silent
 
     def _contains(self, kind: _Kind) -> bool:
         """Returns True if the metadata that was sent is contained in the one that came back."""

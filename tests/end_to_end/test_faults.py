@@ -12,6 +12,7 @@ import pytest
 
 from rokt_events_async import (
     ApiError,
+    Cause,
     Delivery,
     DeliveryError,
     DeliveryFailedError,
@@ -40,7 +41,8 @@ LOSES_THE_ANSWER = {
     "slow-beyond-patience",
 }
 SPOILS_THE_ANSWER = {"cut", "empty", "html", "huge", "compressed", "nonsense"}
-IS_A_CLEAR_REFUSAL = {"503-html", "503-retry-after", "429-retry-after"}
+IS_A_CLEAR_REFUSAL = {"503-retry-after", "429-retry-after"}
+COMES_FROM_BETWEEN = {"500", "502", "504", "408", "503-html"}
 MISCOUNTS = {"count-too-high", "count-too-low"}
 
 
@@ -113,7 +115,7 @@ async def test_each_fault_once(name: str) -> None:
         assert outcomes == {"failed"}
     elif name == "drip":
         assert outcomes == {"unconfirmed"}, "only a bound on the whole exchange stops it"
-    elif name in LOSES_THE_ANSWER or name in ("502", "504", "408"):
+    elif name in LOSES_THE_ANSWER | COMES_FROM_BETWEEN:
         assert outcomes == {"delivered", "rejected"}
         assert all(duplicates)
     else:
@@ -131,9 +133,9 @@ async def test_each_fault_for_ever(name: str) -> None:
 
         assert loop.time() - started < 30 + 10 + 5
     assert_agreement(sandbox, settled)
-    if name in IS_A_CLEAR_REFUSAL or name in ("500", "429"):
+    if name in IS_A_CLEAR_REFUSAL or name == "429":
         assert outcomes_of(settled) == {"failed"}
-    elif name in LOSES_THE_ANSWER or name in ("502", "504", "408"):
+    elif name in LOSES_THE_ANSWER | COMES_FROM_BETWEEN:
         assert outcomes_of(settled) == {"unconfirmed"}
 
 
@@ -158,13 +160,14 @@ async def test_a_504_is_sent_again_all_the_same() -> None:
     assert receipt.maybe_duplicate
 
 
-@pytest.mark.parametrize("status", [300, 301, 302, 308, 404, 405, 409, 415, 501, 505])
-async def test_other_statuses_fail_at_once(status: int) -> None:
-    """Never sent again: nothing would change."""
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 308, 404, 405, 407, 409, 415, 451, 501, 505])
+async def test_other_statuses_end_at_once(status: int) -> None:
+    """Never sent again: as failed if the server says that it did not take them, else as unconfirmed."""
     async with Sandbox(faults={status: 1.0}) as sandbox:
         settled = await settle(sandbox)
 
-    assert outcomes_of(settled) == {"failed"}
+    assert outcomes_of(settled) == {"unconfirmed" if status in (300, 303, 409, 451) else "failed"}
+    assert {one.cause for _, one in settled if isinstance(one, DeliveryError)} == {Cause.STATUS}
     assert {outcome.status for _, outcome in settled if isinstance(outcome, DeliveryError)} == {status}
     assert len(sandbox.requests) == 4
 
@@ -320,8 +323,9 @@ async def test_credentials_refused() -> None:
                 with pytest.raises(CredentialsRefusedError, match="'rpub-wrong' with tag_id '7'") as caught:
                     await emitter.deliver(event())
 
-    assert caught.value.status == 401
+    assert caught.value.cause is Cause.CREDENTIALS
     assert isinstance(caught.value, DeliveryFailedError)
+    assert len(sandbox.requests) == 1, "the second event fails without a request"
 
 
 async def test_refused_credentials_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -75,6 +75,7 @@ class Machine(RuleBasedStateMachine):
             max_batch_size=3,
             max_concurrency=2,
             max_pending=MAX_PENDING,
+            max_session_share=1.0,
             max_wait=0,
             when_full="raise",
             request_timeout=2.0,

@@ -201,7 +201,11 @@ async def test_why_an_event_was_not_delivered(backend: Backend) -> None:
                 with pytest.raises(DeliveryError):
                     await delivery
 
-    assert backend.values("rokt.client.outcomes", "error.type") == {"404": 1, "unreadable": 1, "not_sent": 2}
+    assert backend.values("rokt.client.outcomes", "error.type") == {
+        "status": 1,
+        "unreadable": 1,
+        "queue_full": 2,
+    }
 
 
 def test_a_server_cannot_flood_the_backend_with_codes(backend: Backend) -> None:
