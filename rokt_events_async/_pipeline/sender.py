@@ -319,7 +319,8 @@ class Sender:
         if batch.maybe_accepted and not was_open:
             batch.resends += 1
         wait = self._retry(trip, batch, reason, retry_after)
-        if wait is not None and not was_open and batch.server_errors >= _MAX_SERVER_ERRORS:
+        is_suspect = batch.server_errors >= _MAX_SERVER_ERRORS and len(batch.deliveries) > 1
+        if wait is not None and is_suspect and not was_open:
             batch.split()
         return wait
 

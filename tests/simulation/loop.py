@@ -47,6 +47,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._now = 1000.0
         self._timers = 0
         self.turns = 0
+        self._hold = 0.0
+        self.was_held = False
+        """Whether this turn came late: a callback held the loop."""
         self.after_turn: Callable[[], None] | None = None
         self.resolve: Callable[[], None] | None = None
         self.connect: Connect | None = None
@@ -60,13 +63,18 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._timers += 1
         return super().call_at(when + self._timers * _EPSILON, callback, *args, context=context)
 
+    def hold(self, seconds: float) -> None:
+        """Lets a callback of the application hold the loop, from the end of this turn on."""
+        self._hold = seconds
+
     def on_turn(self, timeout: float | None) -> None:
         self.turns += 1
         if self.turns > MAX_STEPS:
             raise DeadlockError(f"busy: {self.turns} turns of the loop")
         if timeout is None:
             raise DeadlockError("nothing is due, and a task waits")
-        self._now += timeout
+        self._now += timeout + self._hold
+        self.was_held, self._hold = self._hold > 0, 0.0
         self._shuffle()
         if self.after_turn is not None:
             self.after_turn()

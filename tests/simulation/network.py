@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from tests.simulation.loop import SimulatedLoop
+
 
 class Connection(asyncio.Transport):
     """The client's end of one, and the wire to the server's.
@@ -17,7 +19,7 @@ class Connection(asyncio.Transport):
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        loop: SimulatedLoop,
         protocol: asyncio.Protocol,
         latency: float,
         on_gone: Callable[[Connection], None],
@@ -25,7 +27,7 @@ class Connection(asyncio.Transport):
         super().__init__({"peername": ("127.0.0.1", 80), "sockname": ("127.0.0.1", 1), "socket": None})
         self._loop = loop
         self._protocol: asyncio.Protocol = protocol
-        self._latency = latency
+        self.latency = latency
         self._on_gone = on_gone
         self._is_closing = False
         self._is_gone = False
@@ -37,7 +39,7 @@ class Connection(asyncio.Transport):
 
     def write(self, data: Any) -> None:
         if not self._is_closing:
-            self._loop.call_later(self._latency, self.to_server, bytes(data))
+            self._loop.call_later(self.latency, self.to_server, bytes(data))
 
     def is_closing(self) -> bool:
         return self._is_closing
@@ -52,7 +54,7 @@ class Connection(asyncio.Transport):
         if self._is_closing:
             return
         self._is_closing = True
-        self._loop.call_later(self._latency, self.to_server, None)
+        self._loop.call_later(self.latency, self.to_server, None)
         self._loop.call_soon(self._lose, error)
 
     def _lose(self, error: Exception | None) -> None:
@@ -92,15 +94,22 @@ class Connection(asyncio.Transport):
     # The server's end.
 
     def send(self, data: bytes, on_received: Callable[[], None] | None = None) -> None:
-        self._loop.call_later(self._latency, self._receive, data, on_received)
+        self._loop.call_later(self.latency, self._arrive, data, on_received)
+
+    def _arrive(self, data: bytes, on_received: Callable[[], None] | None) -> None:
+        """Bytes that came while the loop was held are read after the timers that fell due meanwhile."""
+        if self._loop.was_held:
+            self._loop.call_soon(self._receive, data, on_received)
+        else:
+            self._receive(data, on_received)
 
     def finish(self) -> None:
         """The server closes in good order."""
-        self._loop.call_later(self._latency, self._receive, None)
+        self._loop.call_later(self.latency, self._receive, None)
 
     def reset(self) -> None:
         """The server, or something between, resets."""
-        self._loop.call_later(self._latency, self._reset)
+        self._loop.call_later(self.latency, self._reset)
 
     def _reset(self) -> None:
         if not self._is_closing:

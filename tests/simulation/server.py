@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 import attrs
@@ -22,9 +22,15 @@ REFUSED = "SignalRefused"
 SPOILT = "SignalSpoilt"
 """An event type for which the server refuses the whole request."""
 
-AGAIN = {408, 429, 500, 502, 503, 504, 599}
-BETWEEN = {408, 502, 504}
+MAYBE = {408, 500, 502, 504, 520, 598, 599}
+"""The server may have taken the events all the same; so may a 503 with a body and without `Retry-After`."""
+
+AGAIN = {429, 503} | MAYBE
 WHOLE = {400, 413, 422}
+UNTOLD = {300, 303, 409, 418}
+"""Final, and they say nothing of the events."""
+
+CREDENTIALS_REFUSED = {401, 403}
 
 
 @attrs.define
@@ -37,6 +43,8 @@ class Exchange:
         told_at: When it did.
         is_odd: Whether its 2xx leaves in the dark what became of whom.
         retry_after: Seconds that it asked for, as the client must read them.
+        is_clear: Whether its status says that nothing was accepted.
+        arrives_at: When the whole answer is at the client's socket; `None` if that never is.
     """
 
     at: float
@@ -46,17 +54,23 @@ class Exchange:
     told_at: float | None = None
     is_odd: bool = False
     retry_after: float = 0.0
+    is_clear: bool = False
+    arrives_at: float | None = None
     accepted: frozenset[str] = frozenset()
     named: frozenset[str] = frozenset()
 
     @property
     def may_have_accepted(self) -> bool:
         """As far as a client can know."""
-        return self.status is None or self.status in BETWEEN or (200 <= self.status <= 299 and self.is_odd)
+        if self.status is None or (self.status in MAYBE | UNTOLD | {503} and not self.is_clear):
+            return True
+        return 200 <= self.status <= 299 and self.is_odd
 
     @property
     def may_be_sent_again(self) -> bool:
-        return self.status is None or self.status in AGAIN or (self.status in WHOLE and len(self.ids) > 1)
+        if self.status is None or self.status in AGAIN | CREDENTIALS_REFUSED:
+            return True
+        return self.status in WHOLE and len(self.ids) > 1
 
 
 class Host(Protocol):
@@ -90,11 +104,13 @@ RETRY_AFTER: dict[str, float] = {
 }
 
 STATUS_PLANS = {
-    "refused": [500, 503, 429, 599],
+    "refused": [503, 429],
     "asked to wait": [503, 429],
-    "between, accepted": [408, 502, 504],
-    "between, not accepted": [408, 502, 504],
-    "final": [301, 302, 307, 404, 405, 415, 501, 505],
+    "between, accepted": [408, 500, 502, 503, 504, 520, 598, 599],
+    "between, not accepted": [408, 500, 502, 503, 504, 520, 598, 599],
+    "final": [301, 302, 307, 404, 405, 407, 410, 415, 501, 505],
+    "final, untold, accepted": sorted(UNTOLD),
+    "final, untold, not accepted": sorted(UNTOLD),
     "credentials": [401, 403],
     "other success": [201, 202, 206],
 }
@@ -110,6 +126,7 @@ CUT_PLANS = (
     "head, then silence",
     "head, then reset",
     "bad head, then reset",
+    "no HTTP, accepted",
 )
 """Plans in which something does not arrive."""
 
@@ -131,6 +148,10 @@ BODY_PLANS = (
     "names without end",
     "NaN",
     "duplicate keys",
+    "keys in two casings",
+    "echoes a millisecond off",
+    "echoes with more metadata",
+    "echoes with other metadata",
 )
 """Plans that answer 2xx with something else than the specification's body."""
 
@@ -234,12 +255,15 @@ class Peer:
         if plan == "asked to wait":
             headers["Retry-After"] = value = self._host.draw("retry-after", sorted(RETRY_AFTER))
             exchange.retry_after = RETRY_AFTER[value]
-        elif plan == "between, accepted":
+        elif plan.endswith(", accepted"):
             self._process(exchange, events)
-        elif plan == "other success":
+        if plan == "refused":
+            body = b""
+        exchange.is_clear = plan in ("refused", "asked to wait") or status in (429, 501, 505)
+        if plan == "other success":
             body = self._process(exchange, events)
             exchange.is_odd = not body
-        elif 300 <= status <= 399:
+        if 300 <= status <= 399:
             headers["Location"] = "http://127.0.0.1:9999/v1/partner/events"
         self._send(exchange, status, body, headers)
 
@@ -254,6 +278,8 @@ class Peer:
         elif plan == "drip":
             for number, byte in enumerate(b"HTTP/1.1 200 OK\r\n"):
                 self._host.later(4.0 * (number + 1), self._connection.send, bytes([byte]))
+        elif plan == "no HTTP, accepted":
+            self._connection.send(b"HTTP/1.1 200 OK\r\nno header at all\r\n\r\n")
         elif "head" in plan:
             status = 503 if plan == "bad head, then reset" else 200
             head = (
@@ -265,7 +291,7 @@ class Peer:
 
     def _answer_oddly(self, plan: str, exchange: Exchange, events: list[dict[str, Any]]) -> None:
         answer = self._process(exchange, events)
-        exchange.is_odd = True
+        exchange.is_odd = "echoes" not in plan or plan == "echoes with other metadata"
         status = 204 if plan == "no content" else 207 if exchange.named else 200
         headers = {"Content-Encoding": "gzip"} if plan == "compressed" else {}
         self._send(exchange, status, _odd_body(plan, answer, events), headers)
@@ -287,6 +313,7 @@ class Peer:
             fields["Content-Length"] = str(len(content))
         lines = [f"HTTP/1.1 {status} Some", *(f"{name}: {value}" for name, value in fields.items())]
         head = "\r\n".join(lines).encode() + b"\r\n\r\n"
+        exchange.arrives_at = self._host.now() + self._connection.latency
         self._connection.send(head + content + extra, self._told(exchange, status))
 
     def _told(self, exchange: Exchange, status: int) -> Callable[[], None]:
@@ -329,5 +356,20 @@ def _odd_body(plan: str, answer: dict[str, Any], events: list[dict[str, Any]]) -
         "names in the dark": answer | {"unprocessedEvents": in_the_dark},
         "NaN": json.dumps(answer | {"processedEventsCount": float("nan")}).encode(),
         "duplicate keys": b'{"processedEventsCount":0,' + whole[1:],
+        "keys in two casings": answer | {"ProcessedEventsCount": len(events)},
+        "echoes a millisecond off": answer | {"unprocessedEvents": [_late(item) for item in named]},
+        "echoes with more metadata": answer | {"unprocessedEvents": [_enriched(item) for item in named]},
+        "echoes with other metadata": answer
+        | {"unprocessedEvents": [_enriched(item, kept=0) for item in named]},
     }
     return bodies[plan]
+
+
+def _late(item: dict[str, Any]) -> dict[str, Any]:
+    moment = datetime.fromisoformat(item["event"]["eventTime"]) + timedelta(milliseconds=1)
+    return item | {"event": item["event"] | {"eventTime": moment.isoformat()}}
+
+
+def _enriched(item: dict[str, Any], kept: int | None = None) -> dict[str, Any]:
+    metadata = item["event"].get("metadata", [])[:kept]
+    return item | {"event": item["event"] | {"metadata": [*metadata, {"name": "server", "value": "x"}]}}

@@ -19,6 +19,7 @@ from unittest import mock
 import attrs
 
 from rokt_events_async import (
+    Cause,
     Delivery,
     DeliveryError,
     DrainReport,
@@ -41,7 +42,16 @@ from rokt_events_async._pipeline.transport import HttpTransport
 from tests.samples import CREDENTIALS
 from tests.simulation.loop import DeadlockError, SimulatedLoop
 from tests.simulation.network import Connection
-from tests.simulation.server import AGAIN, PLANS, REFUSED, SPOILT, WHOLE, Exchange, Peer
+from tests.simulation.server import (
+    AGAIN,
+    CREDENTIALS_REFUSED,
+    PLANS,
+    REFUSED,
+    SPOILT,
+    WHOLE,
+    Exchange,
+    Peer,
+)
 
 START = datetime(2026, 5, 4, 12, 0, 0, 123456, tzinfo=UTC)
 MAX_AGE = timedelta(days=3)
@@ -76,6 +86,8 @@ THEMES = (
     "outage",
     "busy session",
     "lingers",
+    "held loop",
+    "credentials",
 )
 """What a seed is about: some states are too rare where everything is drawn by itself."""
 
@@ -98,7 +110,7 @@ class Accepted:
     session: str
     order: int
     at: float
-    is_timed: bool
+    kind: str
     outcome: Receipt | DeliveryError | None = None
     settled_at: float | None = None
 
@@ -172,6 +184,10 @@ class World:
         self.bursts = luck.choice([(1,), (1, 1, 6), (1, 1, 1, 1, 1, 30)])
         self.sick: dict[str, tuple[str, float]] = {}  # Session: what its requests meet, and how often.
         self.busy = ""
+        self.holds: list[tuple[float, float]] = []  # When, and for how many seconds.
+        self.held = 0.0
+        self.is_closing = False
+        self.refusals: list[tuple[float, float]] = []  # From when until when credentials are refused.
         self._follow_theme(theme)
         if 4 * self.latency >= self.settings["request_timeout"]:
             self.latency = 0.05  # Or no answer would ever come in time, and a day would not be enough.
@@ -186,6 +202,8 @@ class World:
             and not self.sick
             and self.settings["max_concurrency"] >= self.sessions
             and not self.ending.startswith("workers cancelled")  # A pause follows.
+            and not self.holds
+            and not self.refusals
         )
         self.acts = ("drops it", "awaits it") if calm else CALLER_ACTS
         self.is_hurried = False
@@ -201,8 +219,21 @@ class World:
         if theme in ("sick sessions", "hanging sessions", "rate limiter", "outage", "busy session"):
             self._follow_partial_failure(theme)
             return
-        if theme == "lingers":
+        if theme in ("lingers", "held loop", "credentials"):
             self._leave_alone()
+            if theme == "held loop":
+                settings["request_timeout"] = luck.choice([0.7, 3.0])
+                self.latency = luck.choice([0.05, 0.3])
+                self.holds = [
+                    (luck.random() * 10, luck.choice([0.5, 4.0, 12.0])) for _ in range(luck.choice([1, 3]))
+                ]
+            elif theme == "credentials":
+                first = luck.choice([0.0, 0.0, 1.0, 3.0])
+                self.refusals = [
+                    (1000.0 + at, 1000.0 + at + luck.choice([2.0, 10.0])) for at in (first, first + 20.0)
+                ]
+                settings["retry"] = RetryPolicy(deadline=luck.choice([4.0, 120.0]))
+                self.sessions = luck.choice([3, 20])
             return
         if theme.startswith("splits"):
             settings |= {
@@ -286,6 +317,8 @@ class World:
         sick, rate = self.sick.get(session, ("", 0.0))
         if is_closed:
             plan = "at a closed connection"
+        elif any(since <= self.now() < until for since, until in self.refusals):
+            plan = "credentials"
         elif self.now() < self.calm_at and self._server_luck.random() < rate:
             plan = sick
         elif self.now() < self.calm_at and self._server_luck.random() < self.share:
@@ -324,9 +357,15 @@ class World:
         self.reached[f"clock: {'back' if seconds < 0 else 'ahead'}"] += 1
         self.note(f"the clock jumps by {seconds} s")
 
+    def _hold(self, seconds: float) -> None:
+        self.held += seconds
+        self.reached["loop: held"] += 1
+        self.note(f"the loop is held for {seconds} s")
+        self.loop.hold(seconds)
+
     def check_time(self, event_time: datetime) -> None:
         """Invariant 4: it was not too old at some moment of its request's time."""
-        since = self.now() - self.settings["request_timeout"] - 2 * self.latency - 0.001
+        since = self.now() - self.settings["request_timeout"] - 2 * self.latency - 0.001 - self.held
         past = [offset for at, offset in self._offsets if at >= since]
         offset = min(
             [
@@ -459,6 +498,8 @@ class World:
             on_undelivered=self.handler.choice,
             **self.settings,
         )
+        for at, seconds in self.holds:
+            self.loop.call_later(at, self._hold, seconds)
         for seconds in self.jumps:
             self.loop.call_later(self.luck.random() * 100, self._jump, seconds)
         await emitter.start()
@@ -497,6 +538,7 @@ class World:
 
     async def _close(self) -> None:
         began = self.now()
+        self.is_closing = True
         closing = [asyncio.create_task(self.emitter.aclose())]
         if self.ending == "closes twice":
             closing.append(asyncio.create_task(self.emitter.aclose()))
@@ -505,7 +547,7 @@ class World:
             self.loop.call_later(self.luck.choice([0, 0.1, 2.0]), closing[0].cancel)
         await asyncio.wait(closing)
         took = self.now() - began
-        if took > self.settings["close_timeout"] + 0.5 + self.handler.grace:
+        if took > self.settings["close_timeout"] + 0.5 + self.handler.grace + self.held:
             self.violated(f"6: the close took {took} s of {self.settings['close_timeout']}")
         if took >= self.settings["close_timeout"]:
             self.is_hurried = True
@@ -575,7 +617,7 @@ class World:
             raise
         finally:
             max_wait = self.settings["max_wait"]
-            if max_wait is not None and self.now() - began > max_wait + 0.01:
+            if max_wait is not None and self.now() - began > max_wait + 0.01 + self.held:
                 self.suspect(f"10: track() took {self.now() - began} s of {max_wait}")
         self._accept(delivery)
         await self._act(act, delivery)
@@ -611,7 +653,9 @@ class World:
 
     def _accept(self, delivery: Delivery) -> None:
         event = delivery.event
-        entry = Accepted(event.parent_guid, event.session_id, len(self.accepted), self.now(), is_timed=False)
+        entry = Accepted(
+            event.parent_guid, event.session_id, len(self.accepted), self.now(), str(event.event_type)
+        )
         self.accepted.append(entry)
         delivery.add_done_callback(lambda done: self._settled(entry, done))
         self.note(f"accepted {entry.id} of {entry.session}")
@@ -685,9 +729,10 @@ class World:
         if opened_at is not None and self.eye.answered_at > opened_at:
             self.violated("10: the breaker is open after an answer")
         is_paused = opened_at is not None or now < self.eye.paused_until  # For all, by a rate limiter.
+        is_paused = is_paused or self.eye.refused_at is not None
         if not (is_free and waits) or is_paused or self.eye.started_at >= now or self.is_hurried:
             self._waiting_since = now
-        elif now - self._waiting_since > HELD_UP and self.eye.answered_at > self._waiting_since:
+        elif now - self._waiting_since > HELD_UP + self.held and self.eye.answered_at > self._waiting_since:
             self.violated(
                 f"10: a due batch was held up for {now - self._waiting_since} s: {pool._breaker.is_open}"
             )
@@ -756,6 +801,7 @@ class World:
             self._check_receipt(entry, outcome, exchanges)
         else:
             self._check_reason(entry, outcome)
+            self._check_guard(entry, outcome)
         self._check_deadline(entry, outcome)
 
     def _check_deadline(self, entry: Accepted, outcome: Receipt | DeliveryError) -> None:
@@ -763,7 +809,7 @@ class World:
         assert entry.settled_at is not None
         is_alone = list(self._sessions.values()).count(entry.session) == 1
         spare = 0.0 if outcome.attempts == 0 and is_alone else self.settings["request_timeout"]
-        limit = entry.at + self.deadline + spare + SLACK
+        limit = entry.at + self.deadline + spare + SLACK + self.held
         if entry.settled_at > limit:
             self.violated(f"6: {entry.id} was settled {entry.settled_at - limit} s late")
 
@@ -774,18 +820,21 @@ class World:
             self.violated(f"2: {entry.id} does not tell why its last attempt failed: {error.reason}")
 
     def _is_refused(self, entry: Accepted, exchanges: list[Exchange]) -> bool:
-        """Named in a 207, or refused alone; or with others, after too many refusals to split."""
-
-        def is_systematic(refused: Exchange) -> bool:
-            assert refused.told_at is not None
-            whole = [one.told_at for one in self.record if one.status in WHOLE and len(one.ids) > 1]
-            return sum(at is not None and at <= refused.told_at for at in whole) > 16
-
+        """Named in a 207, or refused alone."""
         return any(
-            entry.id in exchange.named
-            or (exchange.status in WHOLE and (len(exchange.ids) == 1 or is_systematic(exchange)))
+            entry.id in exchange.named or (exchange.status in WHOLE and len(exchange.ids) == 1)
             for exchange in exchanges
         )
+
+    def _check_guard(self, entry: Accepted, error: DeliveryError) -> None:
+        """Invariant 11: a whole batch fails unsplit only after three of which every event was refused."""
+        if error.cause is not Cause.STATUS or error.status not in WHOLE:
+            return
+        spoilt = {one.id for one in self.accepted if one.kind == SPOILT}
+        refused = {id_ for one in self.record if one.status in WHOLE for id_ in one.ids} & spoilt
+        self.reached["guard of splitting"] += 1
+        if len(refused) < 6:
+            self.violated(f"11: {entry.id} failed unsplit, after {len(refused)} spoilt events")
 
     def _check_receipt(self, entry: Accepted, receipt: Receipt, exchanges: list[Exchange]) -> None:
         accepted = [exchange for exchange in exchanges if entry.id in exchange.accepted]
@@ -873,6 +922,11 @@ class World:
             self.violated(f"1: {stats.possible_duplicates} possible duplicates of {len(eye.resent)} events")
         if eye.requests < stats.requests or eye.closed != 1:
             self.violated(f"1: the observer was told of {eye.requests} requests, {eye.retries} retries")
+        pairs = [pair for probes in eye.probes for pair in itertools.pairwise(sorted(probes))]
+        if any(later - first < 0.99 for first, later in pairs):
+            self.violated("11: more than one probe per retry wait, while credentials are refused")
+        if eye.told_episodes != eye.episodes:
+            self.violated(f"11: {eye.episodes} episodes of refused credentials, {eye.told_episodes} told")
         handled = self.handler.handled
         undelivered = eye.undelivered
         expected = undelivered if self.handler.is_quick else undelivered[: len(handled)]
@@ -919,6 +973,7 @@ class Eye(Observer):
         self.retried: set[str] = set()
         self.pending: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
+        self.unreadable: Counter[str] = Counter()
         self.failed_sessions: set[str] = set()
         self.failures_in_a_row = 0
         self.failing_since: float | None = None
@@ -926,6 +981,10 @@ class Eye(Observer):
         self.limited: dict[str, float] = {}
         self.paused_until = 0.0
         self.opened_at: float | None = None
+        self.refused_at: float | None = None
+        self.probes: list[list[float]] = []  # When requests began, by episode.
+        self.has_worked = False
+        self.episodes = self.told_episodes = 0
         self.starts: list[float] = []
         self.states: list[str] = ["ok"]
         self.settled: dict[str, tuple[float, Receipt | DeliveryError]] = {}
@@ -954,6 +1013,8 @@ class Eye(Observer):
 
     def _check_growth(self, retry: RetryReport) -> None:
         """Invariant 9: from the fifth failure in a row of an event on, its wait doubles, up to a minute."""
+        if retry.status in CREDENTIALS_REFUSED:
+            return
         for delivery in retry.deliveries:
             self.failures[delivery.event.parent_guid] += 1
         count = max(self.failures[delivery.event.parent_guid] for delivery in retry.deliveries)
@@ -967,7 +1028,7 @@ class Eye(Observer):
     def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
         self._told(delivery, error)
         self.undelivered.append(error)
-        if error.reason == "the queue was full":
+        if error.cause is Cause.QUEUE_FULL:
             self._world.check_refusal(delivery.event.session_id, str(error))
 
     def _told(self, delivery: Delivery, outcome: Receipt | DeliveryError) -> None:
@@ -982,7 +1043,14 @@ class Eye(Observer):
         settings = self._world.settings
         if request.problem == "interrupted":
             return
-        if request.status is None or request.status in AGAIN:
+        self._note_credentials(request)
+        for delivery in request.deliveries if request.problem and "no HTTP" in request.problem else ():
+            self.unreadable[delivery.event.parent_guid] += 1
+            if self.unreadable[delivery.event.parent_guid] > 2:
+                self._world.suspect(f"11: {delivery.event.parent_guid} was sent again after two such answers")
+        self._check_silence(request)
+        is_no_http = request.problem is not None and "no HTTP" in request.problem
+        if (request.status is None and not is_no_http) or request.status in AGAIN:
             self.failed_sessions.add(request.deliveries[0].event.session_id)
             self.failures_in_a_row += 1
             limit = max(self._world.breaker_limit, settings["max_concurrency"])
@@ -1002,6 +1070,33 @@ class Eye(Observer):
         if self.failing_since is not None and began > self.failing_since + 1e-6:
             self.starts.append(began)  # In the order of their ends.
 
+    def _note_credentials(self, request: RequestReport) -> None:
+        """Invariant 11: while credentials are refused, one request per retry wait."""
+        now = self._world.now()
+        began = now - request.duration
+        if self.refused_at is not None and began > self.refused_at + 1e-6:
+            self.probes[-1].append(began)
+        if request.status in CREDENTIALS_REFUSED:
+            if self.refused_at is None:
+                self.episodes += not self._world.is_closing
+                self.refused_at = now
+                self.probes.append([now])
+        elif request.status is not None and 200 <= request.status <= 299:
+            self.refused_at = None
+            self.has_worked = True
+
+    def _check_silence(self, request: RequestReport) -> None:
+        """Invariant 11: an answer that is there is read, though the loop was held until its time was up."""
+        if request.problem is None or not request.problem.startswith("no answer"):
+            return
+        ids = tuple(delivery.event.parent_guid for delivery in request.deliveries)
+        last = next((one for one in reversed(self._world.record) if one.ids == ids), None)
+        if last is None or last.arrives_at is None or last.status is not None:
+            return  # A status that was told is that of an earlier attempt.
+        began = self._world.now() - request.duration
+        if last.at > began - 1e-6 and last.arrives_at < self._world.now() - 1e-3:
+            self._world.suspect(f"11: {ids} timed out, and the answer was there: {last}")
+
     def on_health(self, before: Health, after: Health) -> None:
         told = [(one.state, one.problems, one.is_breaker_open) for one in (before, after)]
         if told[0] == told[1]:
@@ -1013,6 +1108,7 @@ class Eye(Observer):
         if before.state != self.states[-1]:
             self._world.suspect(f"1: told of {before.state} after {self.states[-1]}")
         self.states.append(after.state)
+        self.told_episodes += after.state == "credentials_refused" != before.state
         self._world.reached[f"health: {after.state}"] += 1
 
     def on_closed(self, report: DrainReport) -> None:
