@@ -47,6 +47,7 @@ class Breaker:
         self._failed_sessions: set[str] = set()
         self._limited: dict[str, float] = {}
         self.is_open = False
+        self._paused_until = -math.inf
         self.starts_at = -math.inf
         """When the next request may start; the past if it may start now."""
 
@@ -71,7 +72,7 @@ class Breaker:
             self._failed_sessions.clear()
         if self.is_open:
             self.is_open = False
-            self.starts_at = -math.inf
+            self.starts_at = self._paused_until
 
     def on_failure(
         self, session_id: str, *, now: float, status: int | None, retry_after: float = 0.0
@@ -87,11 +88,13 @@ class Breaker:
             self._wait_until(now + retry_after)
 
     def pause(self, *, until: float) -> None:
-        """Lets no request start before that moment, while the credentials are refused."""
+        """Lets no request start before that moment, open or not, while the credentials are refused."""
+        self._paused_until = until
         self._wait_until(until)
 
     def resume(self) -> None:
-        """Ends a pause, unless the breaker is open."""
+        """Ends such a pause."""
+        self._paused_until = -math.inf
         if not self.is_open:
             self.starts_at = -math.inf
 

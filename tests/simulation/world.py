@@ -221,19 +221,7 @@ class World:
             return
         if theme in ("lingers", "held loop", "credentials"):
             self._leave_alone()
-            if theme == "held loop":
-                settings["request_timeout"] = luck.choice([0.7, 3.0])
-                self.latency = luck.choice([0.05, 0.3])
-                self.holds = [
-                    (luck.random() * 10, luck.choice([0.5, 4.0, 12.0])) for _ in range(luck.choice([1, 3]))
-                ]
-            elif theme == "credentials":
-                first = luck.choice([0.0, 0.0, 1.0, 3.0])
-                self.refusals = [
-                    (1000.0 + at, 1000.0 + at + luck.choice([2.0, 10.0])) for at in (first, first + 20.0)
-                ]
-                settings["retry"] = RetryPolicy(deadline=luck.choice([4.0, 120.0]))
-                self.sessions = luck.choice([3, 20])
+            self._disturb(theme)
             return
         if theme.startswith("splits"):
             settings |= {
@@ -280,6 +268,20 @@ class World:
             "max_pending": 1000,
             "max_pending_bytes": 10**7,
         }
+
+    def _disturb(self, theme: str) -> None:
+        """The loop is held, or the credentials come and go, and nothing else is wrong."""
+        luck, settings = self.luck, self.settings
+        if theme == "held loop":
+            settings["request_timeout"] = luck.choice([0.7, 3.0])
+            self.latency = luck.choice([0.05, 0.3])
+            holds = luck.choice([1, 3])
+            self.holds = [(luck.random() * 10, luck.choice([0.5, 4.0, 12.0])) for _ in range(holds)]
+        elif theme == "credentials":
+            first = 1000.0 + luck.choice([0.0, 0.0, 1.0, 3.0])
+            self.refusals = [(at, at + luck.choice([2.0, 10.0])) for at in (first, first + 20.0)]
+            settings["retry"] = RetryPolicy(deadline=luck.choice([4.0, 120.0]))
+            self.sessions = luck.choice([3, 20])
 
     def _follow_partial_failure(self, theme: str) -> None:
         """Some sessions fail, hang or are limited, or all of them do; the rest must not be held up."""
@@ -632,7 +634,8 @@ class World:
         elif (
             "its share" in text
             and settings["max_pending_bytes"] == 10**7
-            and 2 * self.eye.pending[session] + 2 < self.session_share()
+            # What is being settled counts until its trip is over.
+            and self.eye.pending[session] + self.max_batch_size + 2 < self.session_share()
         ):
             self.suspect(f"5: it holds {self.eye.pending[session]} events, and {text}")
 
