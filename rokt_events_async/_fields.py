@@ -76,11 +76,36 @@ def string_problems(
         yield problem(field, value, f"must have no lone surrogate (one is at {error.start})")
 
 
+_BROKEN: Final = object()
+
+
+class _Named:
+    """Stands for a value whose own methods raise, in a message."""
+
+    def __init__(self, value: object) -> None:
+        self._name = type(value).__name__
+
+    def __repr__(self) -> str:
+        return f"a {self._name} without a valid time"
+
+
+def _offset(value: datetime) -> object:
+    """Returns the offset of a time from UTC; `_BROKEN` if asking for it, or for its fields, raises."""
+    try:
+        offset = value.utcoffset()
+        datetime.isoformat(value)
+    except Exception:  # noqa: BLE001 -- a time zone, or a subclass, of somebody else
+        return _BROKEN
+    return offset
+
+
 def time_form_problems(value: Any) -> Iterator[EventProblem]:
     """Yields what is wrong with an event's time, apart from its window."""
     if not isinstance(value, datetime):
         yield problem("event_time", value, "must be a datetime")
-    elif value.utcoffset() is None:
+    elif (offset := _offset(value)) is _BROKEN:
+        yield problem("event_time", _Named(value), "must be a real time")
+    elif offset is None:
         yield problem("event_time", value, "must be aware, as in datetime.now(UTC)")
     elif value.tzinfo is not UTC:
         yield problem("event_time", value, "must lie between the years 1 and 9999 in UTC")

@@ -11,9 +11,12 @@ Only an open emitter accepts events.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
+import logging
 import random
 import warnings
+import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from datetime import UTC, datetime
 from types import TracebackType
@@ -27,6 +30,7 @@ from rokt_events_async._pipeline.engine import Engine, assemble
 from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.intake import Intake
 from rokt_events_async._pipeline.keyring import CredentialsProvider, Keyring
+from rokt_events_async._pipeline.log import log
 from rokt_events_async._pipeline.retry import Random
 from rokt_events_async._pipeline.room import closed_error
 from rokt_events_async._pipeline.threadsafe import Listeners, LoopGoneError, run_there
@@ -236,6 +240,7 @@ class Emitter:
         )
         self._intake = self._engine.intake
         self._state = "open"
+        _started.add(self)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -408,11 +413,14 @@ class Emitter:
         if isinstance(event, PartnerEvent):
             event = event.stamped(self._clock())
         if asyncio._get_running_loop() is loop:
-            return self._listeners.follow(self.track_nowait(event))
+            outcome = self._listeners.follow(self.track_nowait(event))
+            if not self._home.is_here():  # A greenlet of the loop's thread: the loop may sleep.
+                loop.call_soon_threadsafe(_wake)
+            return outcome
         try:
             return run_there(self._track_for_thread(event), loop, is_running=loop.is_running)
-        except LoopGoneError:
-            raise self._home.gone_error() from None
+        except LoopGoneError as gone:
+            raise self._home.gone_error(is_cancelled=gone.is_cancelled) from None
 
     async def _track_for_thread(self, event: PartnerEvent) -> concurrent.futures.Future[Receipt]:
         return self._listeners.follow(await self.track(event))
@@ -493,10 +501,31 @@ class Emitter:
             f"{stats.in_flight} requests in flight)" + "".join(f", {part}" for part in shown) + ">"
         )
 
+    def _tell_of_exit(self) -> None:
+        if pending := self.stats.pending:
+            events = "1 event" if pending == 1 else f"{pending} events"
+            text = "the program ends while %r is open: %s will be lost unless it is closed before"
+            log(logging.ERROR, text, self, events)
+
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
         if self._state in ("new", "closed") or not self._home.is_in_this_process():
             return
         _warn(f"unclosed {self!r}", ResourceWarning, source=self)
+
+
+def _wake() -> None:
+    """Does nothing: to be called wakes a loop that sleeps."""
+
+
+_started: Final[weakref.WeakSet[Emitter]] = weakref.WeakSet()
+
+
+@atexit.register
+def _tell_of_open_emitters() -> None:
+    """Says what is lost, where nobody closed an emitter: in a daemon thread, for example."""
+    for emitter in tuple(_started):
+        if emitter._state in ("open", "closing") and emitter._home.is_in_this_process():
+            emitter._tell_of_exit()
 
 
 async def _iterate(

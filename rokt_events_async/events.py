@@ -6,12 +6,12 @@ problems of an event are reported at once.
 
 from __future__ import annotations
 
-import functools
+import difflib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NoReturn, final
 
 import attrs
 
@@ -50,9 +50,12 @@ _KNOWN_TYPES: Final[dict[Any, EventType]] = {str(member): member for member in E
 _warned_types: set[str] = set()
 
 
+@final
 @attrs.frozen(weakref_slot=False)
 class NameValuePair:
     """One name and value of an event's metadata (specification, "NameValuePair").
+
+    A string of a subclass is kept as a plain string of its content.
 
     Raises:
         InvalidEventError: The name or the value is no string or cannot be encoded, or the name is empty.
@@ -65,9 +68,16 @@ class NameValuePair:
         name, value = self.name, self.value
         if type(name) is str and type(value) is str and name and name.isascii() and value.isascii():
             return
+        _thaw(self, "name", name := _to_plain(name))
+        _thaw(self, "value", value := _to_plain(value))
         problems = tuple(_pair_problems("metadata", name, value))
         if problems:
             raise InvalidEventError(problems)
+
+    def __init_subclass__(cls) -> NoReturn:
+        raise TypeError(
+            "NameValuePair cannot be subclassed: its instances are shared, and made in other ways"
+        )
 
 
 Metadata = Mapping[str, str] | Iterable[NameValuePair] | None
@@ -93,11 +103,14 @@ def unchecked_pair(name: Any, value: Any) -> NameValuePair:
     return pair
 
 
+@final
 @attrs.frozen(init=False, kw_only=True, weakref_slot=False)
 class PartnerEvent:
     """One thing that a customer saw or did (specification, "PartnerEvent").
 
     Immutable, and valid once it is constructed. Only its time window needs a clock: `track()` checks that.
+    It cannot be subclassed: write a function that makes events. A string of a subclass is kept as a plain
+    string of its content, and a time of a subclass as a plain `datetime`.
 
     Args:
         event_type: An `EventType`, or another non-empty string, which is accepted with one warning per
@@ -148,6 +161,8 @@ class PartnerEvent:
             and client_unique_id.isascii()
         ):
             event_time, pairs = _to_utc(event_time), _to_pairs(metadata)
+            session_id, parent_guid = _to_plain(session_id), _to_plain(parent_guid)
+            client_unique_id = _to_plain(client_unique_id)
             ids = {"session_id": session_id, "parent_guid": parent_guid, "client_unique_id": client_unique_id}
             if problems := tuple(_problems(event_type, ids, pairs, event_time)):
                 raise InvalidEventError(problems)
@@ -162,6 +177,9 @@ class PartnerEvent:
         draft.client_unique_id = client_unique_id
         draft.metadata = pairs
         draft.__class__ = PartnerEvent
+
+    def __init_subclass__(cls) -> NoReturn:
+        raise TypeError("PartnerEvent cannot be subclassed: write a function that makes events instead")
 
     @classmethod
     def impression(
@@ -275,23 +293,30 @@ def _plain_pairs(metadata: Metadata) -> tuple[NameValuePair, ...] | None:
         return ()
     if type(metadata) is not dict:
         return None
-    try:
-        return _pairs_of(tuple(metadata.items()))
-    except TypeError:  # Also raised if an item cannot be hashed, and so is no string.
-        return None
-
-
-@functools.lru_cache(maxsize=1024)
-def _pairs_of(items: tuple[tuple[Any, Any], ...]) -> tuple[NameValuePair, ...]:
-    """Returns one shared tuple for equal metadata, which saves 100 bytes per event.
-
-    Raises:
-        TypeError: The metadata is not plainly valid. (Exceptions are not cached: equal items may be valid.)
-    """
-    for name, value in items:
+    size = 0
+    for name, value in metadata.items():
+        # Before the look-up, which would take any string that is equal to a plain one.
         if not (type(name) is type(value) is str and name and name.isascii() and value.isascii()):
-            raise TypeError
-    return tuple([unchecked_pair(name, value) for name, value in items])
+            return None
+        size += len(name) + len(value)
+    items = tuple(metadata.items())
+    shared = _shared_pairs.get(items)
+    if shared is None:
+        shared = tuple([unchecked_pair(name, value) for name, value in items])
+        if size <= MAX_SHARED:
+            if len(_shared_pairs) >= _MAX_SHARED_COUNT:
+                _shared_pairs.clear()
+            _shared_pairs[items] = shared
+    return shared
+
+
+MAX_SHARED: Final = 512
+"""The most characters of metadata that equal events share. Larger metadata is seldom equal, and not kept."""
+
+_MAX_SHARED_COUNT: Final = 1024
+
+_shared_pairs: Final[dict[tuple[tuple[str, str], ...], tuple[NameValuePair, ...]]] = {}
+"""One tuple for equal metadata, which saves 100 bytes per event."""
 
 
 def _is_plain_time(moment: datetime) -> bool:
@@ -301,16 +326,35 @@ def _is_plain_time(moment: datetime) -> bool:
 # The slow path, for everything else.
 
 
+def _to_plain(value: Any) -> Any:
+    """Returns a string of a subclass, such as a member of a string enumeration, by its content."""
+    return str.__str__(value) if isinstance(value, str) and type(value) is not str else value
+
+
 def _to_event_type(value: EventType | str) -> EventType | str:
-    return _KNOWN_TYPES.get(value, value) if isinstance(value, str) else value
+    plain = _to_plain(value)
+    return _KNOWN_TYPES.get(plain, plain) if isinstance(plain, str) else plain
 
 
-def _to_utc(value: datetime | None) -> datetime | None:
-    if value is None or not isinstance(value, datetime) or value.tzinfo is UTC or value.utcoffset() is None:
+def _to_utc(value: Any) -> Any:
+    """Returns an aware time as a plain one in UTC. Anything else stays, so that `_problems` reports it."""
+    if not isinstance(value, datetime):
         return value
     try:
-        return value.astimezone(UTC)
-    except OverflowError:
+        if value.utcoffset() is None:
+            return value
+        moment = value.astimezone(UTC)
+        return datetime(
+            moment.year,
+            moment.month,
+            moment.day,
+            moment.hour,
+            moment.minute,
+            moment.second,
+            moment.microsecond,
+            UTC,
+        )
+    except Exception:  # noqa: BLE001 -- a time zone, or a subclass, of somebody else; it is reported
         return value
 
 
@@ -319,7 +363,7 @@ def _to_pairs(value: Metadata) -> tuple[NameValuePair, ...]:
     if value is None:
         return ()
     if isinstance(value, Mapping):
-        return tuple([unchecked_pair(name, text) for name, text in value.items()])
+        return tuple([unchecked_pair(_to_plain(name), _to_plain(text)) for name, text in value.items()])
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
         return tuple(value)
     return value
@@ -383,12 +427,18 @@ def is_expired(event_time: datetime, *, now: datetime) -> bool:
 
 
 def _warn_unknown(event_type: str) -> None:
-    """Warns once per name. The number of names is bounded, because they may come from outside."""
-    if event_type in _warned_types or len(_warned_types) >= _WARNINGS:
+    """Warns once per name. Their number and size are bounded, because they may come from outside."""
+    name = event_type[:_MAX_SHOWN_TYPE]
+    if name in _warned_types or len(_warned_types) >= _WARNINGS:
         return
-    _warned_types.add(str(event_type))
-    known = ", ".join(EventType)
-    warnings.warn(
-        f"event type {event_type!r} is none of the specification's ({known}); it is sent as it is",
-        stacklevel=3,
+    close = {one.casefold(): one for one in EventType}.get(name.casefold()) or next(
+        iter(difflib.get_close_matches(name, list(EventType), 1)), None
     )
+    hint = f"; did you mean {close}?" if close else f" ({', '.join(EventType)})"
+    warnings.warn(
+        f"event type {name!r} is none of the specification's{hint}; it is sent as it is", stacklevel=3
+    )
+    _warned_types.add(name)  # After the warning: where it is an error, each such event raises it.
+
+
+_MAX_SHOWN_TYPE: Final = 64

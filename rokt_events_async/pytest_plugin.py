@@ -11,12 +11,13 @@ event loop: that of pytest-asyncio, or of anyio if pytest-asyncio is not install
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rokt_events_async import Emitter, RetryPolicy
-from rokt_events_async.sandbox import Sandbox
+if TYPE_CHECKING:  # Every start of pytest loads this module: what it uses is imported when it is used.
+    from rokt_events_async import Emitter
+    from rokt_events_async.sandbox import Sandbox
 
 _async_fixture: Callable[..., Any]
 try:
@@ -28,6 +29,8 @@ except ImportError:
 @pytest.fixture
 def rokt_sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
     """The Server Events API on loopback: `url`, `credentials`, `events`, `requests`, `fail_next(503)`."""
+    from rokt_events_async.sandbox import Sandbox  # noqa: PLC0415
+
     with Sandbox() as sandbox:
         monkeypatch.setenv("ROKT_PUB_ID", sandbox.credentials.pub_id)
         monkeypatch.setenv("ROKT_SECRET", sandbox.credentials.secret)
@@ -39,6 +42,8 @@ def rokt_sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
 @_async_fixture
 async def rokt_emitter(rokt_sandbox: Sandbox) -> AsyncIterator[Emitter]:
     """An open emitter that delivers to `rokt_sandbox`."""
+    from rokt_events_async import Emitter, RetryPolicy  # noqa: PLC0415
+
     async with Emitter(
         rokt_sandbox.credentials,
         endpoint=rokt_sandbox.url,

@@ -91,10 +91,9 @@ class Home:
             raise self.gone_error()
         return self.loop
 
-    def gone_error(self) -> WrongContextError:
+    def gone_error(self, *, is_cancelled: bool = False) -> WrongContextError:
         """Returns the error of an event that the loop did not accept because it has ended, or is ending."""
-        assert self.loop is not None, "a started emitter has a loop"
-        what = "has cancelled this call" if self.loop.is_running() else "does not run"
+        what = "has cancelled this call" if is_cancelled else "does not run"
         return WrongContextError(
             f"the event loop in which the emitter was started {what}: the event was not accepted"
         )
@@ -107,10 +106,12 @@ class Home:
             )
         if self.loop is not None and self.loop.is_closed():
             return "the event loop in which the emitter was started is closed: construct another emitter"
-        return (
-            "the emitter was started in another event loop or thread; "
-            "from here use emitter.track_threadsafe(event)"
-        )
+        if threading.get_ident() == self._thread:
+            return (
+                "the emitter was started in another event loop of this thread: start it in the loop that uses "
+                "it (a pytest fixture can run in another loop than its test: give both the same loop_scope)"
+            )
+        return "the emitter was started in another thread; from here use emitter.track_threadsafe(event)"
 
 
 def outcome_lost_error() -> WrongContextError:

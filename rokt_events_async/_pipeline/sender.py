@@ -142,8 +142,14 @@ class Sender:
         self._drop_expired(batch)
         if not batch.deliveries:
             return None
-        if self._episode.is_on and not await self._prepare_probe(batch):
-            return None
+        if self._episode.is_on:
+            now = self._now()
+            if self._episode.fails_at_once(now=now):
+                self._settlement.refuse_credentials(batch, self._episode.reason)
+                return None
+            if now < self._episode.probe_at:  # A half: the other one was the probe.
+                return self._episode.probe_at - now
+            await self._prepare_probe(now)
         request = self._next_request(batch)
         began = self._now()
         self._breaker.on_start(now=began)
@@ -157,18 +163,12 @@ class Sender:
                 self._report_request(batch, request, reply, self._now() - began)
         return self._on_reply(trip, batch, reply)
 
-    async def _prepare_probe(self, batch: Batch) -> bool:
-        """Returns True if the batch may find out whether the credentials still fail; else it is settled."""
-        now = self._now()
-        if self._episode.fails_at_once(now=now):
-            batch.last_cause = batch.last_cause or Cause.CREDENTIALS
-            self._settlement.refuse_credentials(batch, self._episode.reason)
-            return False
+    async def _prepare_probe(self, now: float) -> None:
+        """Lets no other request start meanwhile, and asks for other credentials."""
         self._episode.on_start(now=now)
         if self._episode.has_worked:
             self._breaker.pause(until=self._episode.probe_at)
         await self._keyring.refresh(now=now)
-        return True
 
     def _report_request(
         self, batch: Batch, request: Request, reply: Reply | NoReply, duration: float

@@ -7,7 +7,8 @@ import concurrent.futures
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextvars import Context
 from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
@@ -15,12 +16,17 @@ T = TypeVar("T")
 _LOOK_AGAIN: Final = 1.0
 """Seconds between two checks by a waiting thread that the loop still runs."""
 
-_LAST_WORDS: Final = 0.05
-"""Seconds in which workers that the ending loop has cancelled may still settle their events."""
-
 
 class LoopGoneError(Exception):
-    """The loop has ended or is ending, and has not finished the call."""
+    """The loop has ended or is ending, and has not finished the call.
+
+    Attributes:
+        is_cancelled: True if somebody has cancelled the call, on a loop that may go on.
+    """
+
+    def __init__(self, *, is_cancelled: bool = False) -> None:
+        super().__init__()
+        self.is_cancelled = is_cancelled
 
 
 def run_there(
@@ -34,36 +40,71 @@ def run_there(
     Raises:
         LoopGoneError: The loop does not run, has ended meanwhile, or has cancelled the coroutine.
     """
-    # Not the task's own future: that is set one turn later, and a stopping loop takes no more turns.
-    done: concurrent.futures.Future[T] = concurrent.futures.Future()
-    running = _run(coroutine, done)
+    call = _Call(coroutine, loop)
     try:
-        there = asyncio.run_coroutine_threadsafe(running, loop)
+        loop.call_soon_threadsafe(call.start)
     except RuntimeError:  # Closed since the caller checked.
-        _never_run(running, coroutine)
+        call.never_run()
         raise LoopGoneError from None
     try:
-        while not concurrent.futures.wait([done], _LOOK_AGAIN).done:
-            if not is_running() and not done.done():
+        while not concurrent.futures.wait([call.done], _LOOK_AGAIN).done:
+            if not is_running() and not call.done.done():
                 raise LoopGoneError
-        return done.result()
+        return call.done.result()
     finally:
-        if not done.done():
-            there.cancel()
+        if not call.done.done():
+            with contextlib.suppress(RuntimeError):  # The loop is closed.
+                loop.call_soon_threadsafe(call.cancel)
             if not is_running():
-                _never_run(running, coroutine)
+                call.never_run()
 
 
-async def _run(coroutine: Coroutine[Any, Any, T], done: concurrent.futures.Future[T]) -> None:
-    try:
-        result = await coroutine
-    except asyncio.CancelledError:
-        done.set_exception(LoopGoneError())
-        raise
-    except Exception as error:  # noqa: BLE001 -- raised again in the thread
-        done.set_exception(error)
-    else:
-        done.set_result(result)
+class _Call(Generic[T]):
+    """A coroutine that runs on a loop for another thread, which waits for `done`."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> None:
+        # Not the task's own future: that is set one turn later, and a stopping loop takes no more turns.
+        self.done: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._coroutine = coroutine
+        self._running = self._run()
+        self._loop = loop
+        self._task: asyncio.Task[None] | None = None
+        self._is_cancelled = False
+
+    def start(self) -> None:
+        """Starts the task. Called on the loop."""
+        if self._is_cancelled:
+            self.never_run()
+            return
+        self._task = asyncio.Task(self._running, loop=self._loop, name="rokt-events-call")
+        self._task.add_done_callback(self._on_done)
+
+    def cancel(self) -> None:
+        """Cancels the task, because nobody waits any more. Called on the loop."""
+        self._is_cancelled = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        try:
+            result = await self._coroutine
+        except asyncio.CancelledError:
+            self.done.set_exception(LoopGoneError(is_cancelled=True))
+            raise
+        except Exception as error:  # noqa: BLE001 -- raised again in the thread
+            self.done.set_exception(error)
+        else:
+            self.done.set_result(result)
+
+    def _on_done(self, _: asyncio.Task[None]) -> None:
+        """Speaks for a task that was cancelled before its first step, and so could not."""
+        if not self.done.done():
+            self.never_run()
+            self.done.set_exception(LoopGoneError(is_cancelled=True))
+
+    def never_run(self) -> None:
+        """Closes what has not begun, or Python would warn that it was never awaited."""
+        _never_run(self._running, self._coroutine)
 
 
 def _never_run(*coroutines: Coroutine[Any, Any, Any]) -> None:
@@ -76,8 +117,8 @@ def _never_run(*coroutines: Coroutine[Any, Any, Any]) -> None:
 class Listeners(Generic[T]):
     """The futures through which other threads wait for outcomes.
 
-    While there are any, a task watches for the end of the loop. Without it, a waiting thread would wait for
-    ever if the loop ended first.
+    While there are any, an asynchronous generator is open in the loop: a loop that ends closes it, and so
+    tells the threads, which would wait for ever otherwise. (A task would not do. Anybody can cancel it.)
 
     Args:
         lost: Makes the error for an outcome that is not known when the loop ends.
@@ -86,47 +127,56 @@ class Listeners(Generic[T]):
     def __init__(self, lost: Callable[[], Exception]) -> None:
         self._lost = lost
         self._open: dict[concurrent.futures.Future[T], None] = {}
-        self._watch: asyncio.Task[None] | None = None
+        self._sentinel: AsyncGenerator[None, None] | None = None
         self._all_told: asyncio.Future[None] | None = None
 
     def follow(self, source: asyncio.Future[T]) -> concurrent.futures.Future[T]:
         """Returns a future for other threads. Must be called on the loop."""
         outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._open[outcome] = None
-        source.add_done_callback(functools.partial(self._tell, outcome))
-        if self._watch is None:
-            loop = source.get_loop()
-            self._watch = asyncio.Task(self._watch_over(loop), loop=loop, name="rokt-events-threads")
+        source.add_done_callback(functools.partial(self._tell, outcome), context=Context())
+        if self._sentinel is None:
+            self._sentinel = self._watch_for_the_end()
+            _step(self._sentinel.__anext__())
         return outcome
 
     async def idle(self) -> None:
         """Waits until every settled outcome has reached its future."""
-        if self._watch is not None:
-            await asyncio.wait([self._watch])
+        if self._open:
+            self._all_told = asyncio.get_running_loop().create_future()
+            await self._all_told
 
     def _tell(self, outcome: concurrent.futures.Future[T], source: asyncio.Future[T]) -> None:
         if outcome not in self._open:
             return  # The future has been told that the outcome is lost.
         del self._open[outcome]
-        _copy(source, outcome)
-        if not self._open and self._all_told is not None and not self._all_told.done():
+        try:
+            _copy(source, outcome)  # It calls the callbacks of the application, which may raise anything.
+        finally:
+            if not self._open:
+                self._end_watch()
+
+    def _end_watch(self) -> None:
+        sentinel, self._sentinel = self._sentinel, None
+        if sentinel is not None:
+            _step(sentinel.aclose())
+        if self._all_told is not None and not self._all_told.done():
             self._all_told.set_result(None)
 
-    async def _watch_over(self, loop: asyncio.AbstractEventLoop) -> None:
+    async def _watch_for_the_end(self) -> AsyncGenerator[None, None]:
         try:
-            while self._open:
-                self._all_told = loop.create_future()
-                await self._all_told
-        except asyncio.CancelledError:
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(_LAST_WORDS)
-            raise
+            yield
         finally:
-            self._watch = None
             lost, self._open = self._open, {}
             for outcome in lost:
                 if outcome.set_running_or_notify_cancel():
                     outcome.set_exception(self._lost())
+
+
+def _step(awaitable: Awaitable[Any]) -> None:
+    """Runs an awaitable that waits for nothing."""
+    with contextlib.suppress(StopIteration):
+        awaitable.__await__().__next__()
 
 
 def _copy(source: asyncio.Future[T], outcome: concurrent.futures.Future[T]) -> None:

@@ -46,13 +46,18 @@ _written: Final[dict[int, tuple[Pairs, orjson.Fragment]]] = {}
 
 _MAX_WRITTEN: Final = 1024
 
+_MAX_TEXT: Final = 2048
+"""The most bytes of metadata that are kept for the next event: a mebibyte or two for all."""
+
 
 def _write_pairs(metadata: Pairs) -> tuple[Pairs, orjson.Fragment]:
     """Writes metadata once for all events that share it; events with equal metadata do."""
-    if len(_written) >= _MAX_WRITTEN:
-        _written.clear()
-    pairs = [{"name": pair.name, "value": pair.value} for pair in metadata]
-    known = _written[id(metadata)] = metadata, orjson.Fragment(orjson.dumps(pairs))
+    text = orjson.dumps([{"name": pair.name, "value": pair.value} for pair in metadata])
+    known = metadata, orjson.Fragment(text)
+    if len(text) <= _MAX_TEXT:
+        if len(_written) >= _MAX_WRITTEN:
+            _written.clear()
+        _written[id(metadata)] = known
     return known
 
 

@@ -34,21 +34,29 @@ def emitter_lifespan(
 
     Raises:
         InvalidSettingError: `make` is not callable, or `inner` is no lifespan; or, when the application
-            starts, `make` returns no emitter.
+            starts, `make` returns no emitter, or another lifespan around this one has made one.
     """
     check_make(make)
     _check_inner(inner)
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[dict[str, Any]]:
+        if hasattr(app.state, "rokt_emitter"):
+            raise InvalidSettingError(
+                "an application must have one emitter_lifespan, got two, one inside the other: handlers could "
+                "not tell their emitters apart"
+            )
         async with make_one(make) as emitter:
             app.state.rokt_emitter = emitter
             state: dict[str, Any] = {_KEY: emitter}
-            if inner is None:
-                yield state
-                return
-            async with inner(app) as own:
-                yield {**(own or {}), **state}
+            try:
+                if inner is None:
+                    yield state
+                    return
+                async with inner(app) as own:
+                    yield {**(own or {}), **state}
+            finally:
+                del app.state.rokt_emitter
 
     return lifespan
 

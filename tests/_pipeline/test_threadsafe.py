@@ -33,6 +33,7 @@ from rokt_events_async import (
 from rokt_events_async._pipeline import context as context_module
 from rokt_events_async._pipeline import threadsafe as threads_module
 from rokt_events_async.sandbox import Sandbox
+from tests.programs import run_script
 from tests.samples import CREDENTIALS, NOW, Clock, event
 
 T = TypeVar("T")
@@ -222,14 +223,14 @@ async def test_on_the_loops_own_thread(sandbox: Sandbox, pool: ThreadPoolExecuto
 
 
 async def test_nothing_of_it_is_left(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
-    """No task, once all outcomes are told; and there is one again for the next."""
+    """No watch for the end of the loop, once all outcomes are told; and there is one again for the next."""
     async with emitter_for(sandbox) as emitter:
         for _ in range(2):
             futures = [emitter.track_threadsafe(event()) for _ in range(3)]
-            assert "rokt-events-threads" in {task.get_name() for task in asyncio.all_tasks()}
+            assert emitter._listeners._sentinel is not None
             await asyncio.gather(*map(asyncio.wrap_future, futures))
             await asyncio.sleep(0.01)
-            assert "rokt-events-threads" not in {task.get_name() for task in asyncio.all_tasks()}
+            assert emitter._listeners._sentinel is None
 
 
 async def test_one_comes_when_all_others_have_just_been_told(sandbox: Sandbox) -> None:
@@ -254,9 +255,7 @@ async def test_an_end_that_comes_first() -> None:
     waits, gone = listeners.follow(source), listeners.follow(source)
     await asyncio.sleep(0)
     gone.cancel()
-    (watch,) = [task for task in asyncio.all_tasks() if task.get_name() == "rokt-events-threads"]
-    watch.cancel()
-    await asyncio.wait([watch])
+    await loop.shutdown_asyncgens()  # As `asyncio.run` does at its end.
     source.set_result("too late")
     await asyncio.sleep(0)
 
@@ -492,3 +491,110 @@ async def test_a_thread_is_held_but_a_moment(sandbox: Sandbox, pool: ThreadPoolE
 
         assert not future.done()
         assert time.monotonic() - began < 10
+
+
+def test_the_loop_ends_in_the_turn_of_the_acceptance() -> None:
+    """Before any task that would watch over it has run: the thread is told all the same."""
+    outcomes: list[BaseException | None] = []
+
+    async def main() -> threading.Thread:
+        emitter = Emitter(CREDENTIALS, endpoint="http://127.0.0.1:9/e", flush_interval=60, observers=[])
+        await emitter.start()
+        asked = threading.Event()
+
+        def work() -> None:
+            asked.set()
+            outcomes.append(emitter.track_threadsafe(event()).exception(30))
+            emitter._state = "closed"
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        await asyncio.to_thread(asked.wait)
+        while not emitter.stats.accepted:
+            await asyncio.sleep(0)
+        assert emitter._engine is not None
+        await emitter._engine.transport.aclose()
+        return thread
+
+    asyncio.run(main()).join(30)
+    assert isinstance(outcomes[0], WrongContextError)
+    assert "has ended before the event's outcome was known" in str(outcomes[0])
+
+
+async def test_a_task_cancelled_before_its_first_step(sandbox: Sandbox, pool: ThreadPoolExecutor) -> None:
+    """By a supervisor, on a loop that goes on: the thread is told that its call was cancelled."""
+    loop = asyncio.get_running_loop()
+
+    def start_and_cancel(call: Any) -> None:
+        original(call)
+        call._task.cancel()
+
+    original = threads_module._Call.start
+    async with emitter_for(sandbox) as emitter:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(threads_module._Call, "start", start_and_cancel)
+            with pytest.raises(WrongContextError, match="has cancelled this call"):
+                await loop.run_in_executor(pool, emitter.track_threadsafe, event())
+        assert emitter.stats.accepted == 0
+
+
+async def test_a_callback_that_raises_anything_keeps_no_close(sandbox: Sandbox) -> None:
+    """Not even a `BaseException` of the application's own."""
+
+    class Odd(BaseException):
+        """The application's own."""
+
+    def raise_odd(_: Future[Any]) -> None:
+        raise Odd
+
+    raised: list[Any] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: raised.append(context.get("exception")))
+    async with emitter_for(sandbox) as emitter:
+        emitter.track_threadsafe(event()).add_done_callback(raise_odd)
+
+    assert emitter.stats.delivered == 1
+    assert [type(one) for one in raised] == [Odd]
+
+
+async def test_a_greenlet_of_the_loops_thread_wakes_the_loop(sandbox: Sandbox) -> None:
+    """Under gevent it has the loop's native thread, so that the loop seems to run here, and sleeps."""
+    loop = asyncio.get_running_loop()
+    woken: list[Any] = []
+    async with emitter_for(sandbox) as emitter:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "call_soon_threadsafe", lambda call, *_: woken.append(call))
+            emitter.track_threadsafe(event())
+            assert not woken, "the loop itself calls"
+            patch.setattr(threading, "get_ident", lambda: -1)
+            emitter.track_threadsafe(event())
+            assert len(woken) == 1
+            woken[0]()
+
+
+def test_forgotten_in_a_daemon_thread() -> None:
+    """The program's end says how many events it loses."""
+    _, _, err = run_script(
+        """
+import asyncio, threading
+from rokt_events_async import Credentials, Emitter, PartnerEvent
+
+box, ready = {}, threading.Event()
+
+
+async def serve():
+    box["emitter"] = Emitter(Credentials("rpub-x", "rsec-y", "1"), endpoint="http://127.0.0.1:9/e")
+    await box["emitter"].start()
+    ready.set()
+    await asyncio.Event().wait()
+
+
+threading.Thread(target=lambda: asyncio.run(serve()), daemon=True).start()
+ready.wait()
+for number in range(3):
+    box["emitter"].track_threadsafe(
+        PartnerEvent.viewed(session_id=f"s{number}", parent_guid="p", client_unique_id="c")
+    )
+"""
+    )
+    assert "3 events will be lost unless it is closed before" in err

@@ -763,6 +763,7 @@ class World:
                 self._check_outcome(entry, entry.outcome, carried[entry.id])
         self._check_order(carried)
         self._check_told()
+        self._check_credentials()
         self._check_ends()
         self._check_released()
         if self.is_prompt:
@@ -925,16 +926,20 @@ class World:
             self.violated(f"1: {stats.possible_duplicates} possible duplicates of {len(eye.resent)} events")
         if eye.requests < stats.requests or eye.closed != 1:
             self.violated(f"1: the observer was told of {eye.requests} requests, {eye.retries} retries")
-        pairs = [pair for probes in eye.probes for pair in itertools.pairwise(sorted(probes))]
-        if any(later - first < 0.99 for first, later in pairs):
-            self.violated("11: more than one probe per retry wait, while credentials are refused")
-        if eye.told_episodes != eye.episodes:
-            self.violated(f"11: {eye.episodes} episodes of refused credentials, {eye.told_episodes} told")
         handled = self.handler.handled
         undelivered = eye.undelivered
         expected = undelivered if self.handler.is_quick else undelivered[: len(handled)]
         if self.handler.choice is not None and handled != expected:
             self.violated(f"1: {len(handled)} of {len(undelivered)} undelivered events were handled")
+
+    def _check_credentials(self) -> None:
+        """Invariant 11: one probe per retry wait while credentials are refused, and each episode is told."""
+        eye = self.eye
+        pairs = [pair for probes in eye.probes for pair in itertools.pairwise(sorted(probes))]
+        if any(later - first < 0.99 for first, later in pairs):
+            self.violated("11: more than one probe per retry wait, while credentials are refused")
+        if eye.told_episodes != eye.episodes:
+            self.violated(f"11: {eye.episodes} episodes of refused credentials, {eye.told_episodes} told")
 
     def _session_of(self, exchange: Exchange) -> str:
         return self._sessions[exchange.ids[0]]
@@ -1000,7 +1005,11 @@ class Eye(Observer):
         self.requests += 1
         if (request.status is None) == (request.problem is None) or not request.deliveries:
             self._world.suspect(f"1: a request with neither status nor problem: {request}")
-        self._note_time(request)
+        if request.problem != "interrupted":
+            self._note_time(request)
+            self._note_credentials(request)
+            self._check_silence(request)
+            self._check_unreadable(request)
         ids = {delivery.event.parent_guid for delivery in request.deliveries}
         self.resent |= ids & self.sent
         self.sent |= ids
@@ -1044,16 +1053,7 @@ class Eye(Observer):
     def _note_time(self, request: RequestReport) -> None:
         now = self._world.now()
         settings = self._world.settings
-        if request.problem == "interrupted":
-            return
-        self._note_credentials(request)
-        for delivery in request.deliveries if request.problem and "no HTTP" in request.problem else ():
-            self.unreadable[delivery.event.parent_guid] += 1
-            if self.unreadable[delivery.event.parent_guid] > 2:
-                self._world.suspect(f"11: {delivery.event.parent_guid} was sent again after two such answers")
-        self._check_silence(request)
-        is_no_http = request.problem is not None and "no HTTP" in request.problem
-        if (request.status is None and not is_no_http) or request.status in AGAIN:
+        if _is_failure(request):
             self.failed_sessions.add(request.deliveries[0].event.session_id)
             self.failures_in_a_row += 1
             limit = max(self._world.breaker_limit, settings["max_concurrency"])
@@ -1072,6 +1072,13 @@ class Eye(Observer):
         self.started_at = max(self.started_at, began)
         if self.failing_since is not None and began > self.failing_since + 1e-6:
             self.starts.append(began)  # In the order of their ends.
+
+    def _check_unreadable(self, request: RequestReport) -> None:
+        """Invariant 11: what had an answer that is no HTTP is sent again once at most."""
+        for delivery in request.deliveries if _is_no_http(request) else ():
+            self.unreadable[delivery.event.parent_guid] += 1
+            if self.unreadable[delivery.event.parent_guid] > 2:
+                self._world.suspect(f"11: {delivery.event.parent_guid} was sent again after two such answers")
 
     def _note_credentials(self, request: RequestReport) -> None:
         """Invariant 11: while credentials are refused, one request per retry wait."""
@@ -1116,6 +1123,15 @@ class Eye(Observer):
 
     def on_closed(self, report: DrainReport) -> None:
         self.closed += 1
+
+
+def _is_no_http(request: RequestReport) -> bool:
+    return request.problem is not None and "no HTTP" in request.problem
+
+
+def _is_failure(request: RequestReport) -> bool:
+    """Whether a request asks to be repeated. An answer that nobody can read is an answer."""
+    return request.status in AGAIN or (request.status is None and not _is_no_http(request))
 
 
 class Handler:
