@@ -108,8 +108,8 @@ class Home:
             return "the event loop in which the emitter was started is closed: construct another emitter"
         if threading.get_ident() == self._thread:
             return (
-                "the emitter was started in another event loop of this thread: start it in the loop that uses "
-                "it (a pytest fixture can run in another loop than its test: give both the same loop_scope)"
+                "the emitter was started in another event loop of this thread: start it in the loop that "
+                "uses it (a pytest fixture can have another loop than its test: give both one loop_scope)"
             )
         return "the emitter was started in another thread; from here use emitter.track_threadsafe(event)"
 

@@ -43,8 +43,8 @@ def emitter_lifespan(
     async def lifespan(app: Any) -> AsyncIterator[dict[str, Any]]:
         if hasattr(app.state, "rokt_emitter"):
             raise InvalidSettingError(
-                "an application must have one emitter_lifespan, got two, one inside the other: handlers could "
-                "not tell their emitters apart"
+                "an application must have one emitter_lifespan, got two, one inside the other: handlers "
+                "could not tell their emitters apart"
             )
         async with make_one(make) as emitter:
             app.state.rokt_emitter = emitter

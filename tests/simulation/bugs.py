@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -19,7 +20,9 @@ from rokt_events_async._pipeline import batching, health, retry, sender, splitti
 from rokt_events_async._pipeline.batching import Batches
 from rokt_events_async._pipeline.breaker import Breaker
 from rokt_events_async._pipeline.dead_letters import DeadLetters
+from rokt_events_async._pipeline.health import HealthMonitor
 from rokt_events_async._pipeline.hooks import Hook
+from rokt_events_async._pipeline.keyring import Episode
 from rokt_events_async._pipeline.ledger import Ledger
 from rokt_events_async._pipeline.room import Room, _Line
 from rokt_events_async._pipeline.scheduler import Pool
@@ -741,3 +744,129 @@ def _() -> Any:
         """Forgets to."""
 
     return replace(HttpTransport, "aclose", aclose)
+
+
+# Outcomes that are untrue, and credentials.
+
+
+@bug("a time-out beats the bytes that are there")
+def _() -> Any:
+    def on_time(self: Any) -> None:
+        self._timer = None
+        while self._running:
+            first = next(iter(self._running))
+            if first.deadline > self._loop.time():
+                self._timer = self._loop.call_at(first.deadline, self._on_time)
+                return
+            del self._running[first]
+            first.time_out()
+
+    return replace(_Timeouts, "_on_time", on_time)
+
+
+def classified(statuses: Any, as_what: Disposition) -> Any:
+    def lenient(status: int, **rest: Any) -> Disposition:
+        return as_what if status in statuses else classify(status, **rest)
+
+    return replace(sender, "classify", lenient)
+
+
+@bug("a 500 is taken for a clear refusal")
+def _() -> Any:
+    return classified((500,), Disposition.RETRY)
+
+
+@bug("a status from a front is taken for a clear refusal")
+def _() -> Any:
+    return classified((520, 598, 599), Disposition.RETRY)
+
+
+@bug("a 503 with a body is taken for a clear refusal")
+def _() -> Any:
+    return classified((503,), Disposition.RETRY)
+
+
+@bug("a status that tells nothing is taken for a refusal")
+def _() -> Any:
+    return classified((300, 303, 409, 418), Disposition.FAILED)
+
+
+@bug("the guard of splitting counts requests")
+def _() -> Any:
+    original = Sender._on_refused
+
+    def refused(self: Any, trip: Any, batch: Any, reply: Any) -> None:
+        self._guard.on_spoilt()
+        trip.is_splitting = False
+        original(self, trip, batch, reply)
+
+    return replace(Sender, "_on_refused", refused)
+
+
+@bug("what the guard leaves whole is called rejected")
+def _() -> Any:
+    original = Settlement.give_up
+
+    def give_up(self: Any, batch: Any, deliveries: Any, cause: Any, reason: str, errors: Any = ()) -> None:
+        if "for the whole request" not in reason:
+            original(self, batch, deliveries, cause, reason, errors)
+            return
+        for delivery in deliveries:
+            self.reject(batch, delivery, errors)
+
+    return replace(Settlement, "give_up", give_up)
+
+
+@bug("an answer that is no HTTP is followed by another attempt without end")
+def _() -> Any:
+    return replace(sender, "_MAX_UNREADABLE", 10**6)
+
+
+@bug("every request probes while credentials are refused")
+def _() -> Any:
+    return replace(Breaker, "pause", lambda self, *, until: None)
+
+
+@bug("an answer that closes the breaker ends the pause")
+def _() -> Any:
+    original = Breaker.on_answer
+
+    def on_answer(self: Any) -> None:
+        was_open = self.is_open
+        original(self)
+        if was_open:
+            self.starts_at = -math.inf
+
+    return replace(Breaker, "on_answer", on_answer)
+
+
+@bug("events fail at once though the credentials have worked")
+def _() -> Any:
+    return replace(Episode, "fails_at_once", lambda self, *, now: self.is_on and now < self.probe_at)
+
+
+@bug("credentials that never worked let every event ask for itself")
+def _() -> Any:
+    return replace(Episode, "fails_at_once", lambda self, *, now: False)
+
+
+@bug("an episode of refused credentials is told once in a life")
+def _() -> Any:
+    original = HealthMonitor._state
+
+    def state(self: Any) -> Any:
+        found = original(self)
+        if found == "credentials_refused":
+            self.since_first = getattr(self, "since_first", self._episode.reason)
+            return found if self.since_first is self._episode.reason else "ok"
+        return found
+
+    return replace(HealthMonitor, "_state", state)
+
+
+@bug("a 2xx does not end an episode")
+def _() -> Any:
+    def on_answer(self: Any) -> None:
+        self.has_worked = True
+
+    return replace(Episode, "on_answer", on_answer)

@@ -20,6 +20,7 @@ import attrs
 
 from rokt_events_async import (
     Cause,
+    CredentialsRefusedError,
     Delivery,
     DeliveryError,
     DrainReport,
@@ -1047,6 +1048,8 @@ class Eye(Observer):
         self.outcomes.setdefault(delivery.event.parent_guid, []).append(outcome)
         self.settled[delivery.event.parent_guid] = self._world.now(), outcome
         self.pending[delivery.event.session_id] -= 1
+        if isinstance(outcome, CredentialsRefusedError) and self.has_worked:
+            self._world.suspect(f"11: {outcome} though the credentials have worked")
         if outcome.event is not delivery.event:
             self._world.suspect(f"1: told of another event: {outcome.event}")
 
