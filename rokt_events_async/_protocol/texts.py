@@ -22,7 +22,7 @@ def clean(text: str, *, secrets: Iterable[str] = (), at_most: int = MAX_TEXT) ->
     """
     secrets = tuple(secrets)
     # Cut first, so that a megabyte is not escaped; but not within a secret.
-    text = text[: at_most + max(map(len, secrets), default=0)]
+    text = text[: at_most + 1 + max(map(len, secrets), default=0)]
     for secret in secrets:
         text = text.replace(secret, _HIDDEN)
     if not text.isprintable():

@@ -1,0 +1,304 @@
+"""Credentials: episodes in which they are refused, and providers of others."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rokt_events_async import (
+    Cause,
+    Credentials,
+    CredentialsRefusedError,
+    DeliveryFailedError,
+    Emitter,
+    EmitterClosedError,
+    InvalidSettingError,
+    RetryPolicy,
+)
+from rokt_events_async._pipeline.keyring import ASK_AGAIN, Episode, Keyring
+from rokt_events_async.sandbox import Sandbox
+from tests.samples import CREDENTIALS, emitter_for, event
+
+LOGGER = "rokt_events_async"
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == LOGGER]
+
+
+# Episodes.
+
+
+def test_credentials_that_never_worked_fail_at_once() -> None:
+    """But for one probe per wait."""
+    episode = Episode(wait=1.5)
+    assert not episode.fails_at_once(now=0.0)
+    episode.on_refused("HTTP 401", now=10.0)
+    assert [episode.fails_at_once(now=now) for now in (10.0, 11.4, 11.5)] == [True, True, False]
+    episode.on_start(now=11.5)
+    assert episode.fails_at_once(now=11.6)
+    episode.on_answer()
+    assert not episode.fails_at_once(now=11.6)
+
+
+def test_credentials_that_have_worked_let_events_wait() -> None:
+    """It is an outage then."""
+    episode = Episode(wait=1.5)
+    episode.on_answer()
+    episode.on_refused("HTTP 401", now=10.0)
+
+    assert episode.is_on
+    assert not episode.fails_at_once(now=10.0)
+    assert episode.probe_at == 11.5
+
+
+async def test_wrong_from_the_start_costs_one_request_per_wait(caplog: pytest.LogCaptureFixture) -> None:
+    """And one line in the log."""
+    wrong = Credentials(pub_id="rpub-wrong", secret="rsec-wrong", tag_id="7")
+    loop = asyncio.get_running_loop()
+    async with Sandbox() as sandbox, Emitter(wrong, endpoint=sandbox.url, flush_interval=0) as emitter:
+        with pytest.raises(CredentialsRefusedError):
+            await emitter.deliver(event())
+        began, before = loop.time(), len(sandbox.requests)
+        for number in range(2000):
+            delivery = await emitter.track(event(f"s{number}"))
+            await asyncio.sleep(0.01)
+        await emitter.flush()
+        waits = (loop.time() - began) / 1.5
+        assert len(sandbox.requests) - before <= waits + 1
+        assert emitter.stats.failed == 2001
+        assert emitter.health.state == "credentials_refused"
+        error = delivery.exception()
+        assert isinstance(error, CredentialsRefusedError)
+        assert (error.cause, error.can_send_again) == (Cause.CREDENTIALS, True)
+
+    (told,) = [text for text in messages(caplog) if "no event can be delivered with them" in text]
+    assert told.startswith("HTTP 401: Rokt refused the credentials of pub_id 'rpub-wrong' with tag_id '7'")
+    assert "SandboxUnauthorized: Credentials or tag id are missing" in told
+
+
+async def test_a_spell_of_refusals_loses_nothing(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """If they have worked before: events wait, one request per wait asks, and each spell is logged."""
+    async with emitter_for(sandbox, flush_interval=0) as emitter:
+        await emitter.deliver(event())
+        for _ in range(2):
+            before = len(sandbox.requests)
+            sandbox.fail_next(*[401] * 4)
+            deliveries = [await emitter.track(event(f"s{number}")) for number in range(10)]
+            await asyncio.gather(*deliveries)
+            assert len(sandbox.requests) - before <= 4 + 10
+        assert emitter.stats.delivered == 21
+        assert emitter.health.state != "credentials_refused"
+
+    told = messages(caplog)
+    assert sum("events wait until" in text for text in told) == 2
+    assert sum("Rokt accepts the credentials again" in text for text in told) == 2
+
+
+async def test_events_that_wait_for_credentials_keep_their_deadline(sandbox: Sandbox) -> None:
+    """And say what the last request died of."""
+    async with emitter_for(sandbox, flush_interval=0, retry=RetryPolicy(deadline=5)) as emitter:
+        await emitter.deliver(event())
+        sandbox.fail_next(*[403] * 50)
+        with pytest.raises(DeliveryFailedError) as caught:
+            await emitter.deliver(event())
+
+    assert (caught.value.cause, caught.value.last_cause) == (Cause.DEADLINE, Cause.CREDENTIALS)
+    assert caught.value.status == 403
+
+
+async def test_halves_of_a_probe_are_probes_of_their_own(sandbox: Sandbox) -> None:
+    """A refused batch is split, and its halves wait for their turn."""
+    loop = asyncio.get_running_loop()
+    async with emitter_for(sandbox, flush_interval=0.01) as emitter:
+        await emitter.deliver(event())
+        sandbox.fail_next(401, 422, 422, 401, 401)
+        began = loop.time()
+        await asyncio.gather(*[await emitter.track(event()) for _ in range(4)], return_exceptions=True)
+
+        assert loop.time() - began > 4 * 1.0
+
+
+# Providers.
+
+
+def asked(*answers: Any) -> tuple[Callable[[], Any], list[int]]:
+    """A provider that gives these answers, the last one for ever, and how often it was asked."""
+    calls: list[int] = []
+
+    def provide() -> Any:
+        calls.append(threading.get_ident())
+        answer = answers[min(len(calls), len(answers)) - 1]
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    return provide, calls
+
+
+async def test_a_provider_is_asked_at_the_start(sandbox: Sandbox) -> None:
+    """Plain, a coroutine function, a partial of one, or an object that can be called."""
+
+    async def provide() -> Credentials:
+        return sandbox.credentials
+
+    class Vault:
+        async def __call__(self) -> Credentials:
+            return sandbox.credentials
+
+    async def provide_for(_shop: str) -> Credentials:
+        return sandbox.credentials
+
+    providers: list[Callable[[], Any]] = [
+        provide,
+        lambda: sandbox.credentials,
+        Vault(),
+        functools.partial(provide_for, "shop"),
+    ]
+    for provider in providers:
+        emitter = Emitter(provider, endpoint=sandbox.url)
+        assert emitter.credentials is None
+        async with emitter:
+            assert emitter.credentials is sandbox.credentials
+            await emitter.deliver(event())
+
+
+async def test_rotated_credentials_are_taken_up(sandbox: Sandbox) -> None:
+    """During an episode, before a probe; the events that waited are delivered with them."""
+    others = Credentials("rpub-test", "rsec-rotated", sandbox.credentials.tag_id)
+    provide, calls = asked(sandbox.credentials, others)
+    async with Emitter(provide, endpoint=sandbox.url, flush_interval=0) as emitter:
+        await emitter.deliver(event())
+        await asyncio.sleep(ASK_AGAIN)
+        sandbox.credentials = others
+        receipt = await emitter.deliver(event())
+
+        assert receipt.attempts == 2
+        assert emitter.credentials is others
+        assert len(calls) == 2
+        assert emitter._keyring.clean("rsec-rotated, rsec-sandbox") == "<hidden>, <hidden>"
+
+
+async def test_a_provider_is_asked_seldom(sandbox: Sandbox) -> None:
+    """At most every 30 s, however long the refusals last."""
+    provide, calls = asked(sandbox.credentials)
+    loop = asyncio.get_running_loop()
+    async with Emitter(provide, endpoint=sandbox.url, flush_interval=0) as emitter:
+        await emitter.deliver(event())
+        sandbox.fail_next(*[401] * 40)
+        began = loop.time()
+        await emitter.deliver(event())
+
+        assert len(calls) <= 2 + (loop.time() - began) / ASK_AGAIN
+
+
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        (ValueError("the vault is sealed: rsec-x"), "ValueError"),
+        ("rsec-x", "must be a Credentials, got str"),
+        (
+            Credentials("rpub-x", "rsec-x", "another"),
+            "must return credentials of tag_id '42', got tag_id 'another'",
+        ),
+    ],
+)
+async def test_a_provider_that_fails_later_is_logged(
+    caplog: pytest.LogCaptureFixture, answer: Any, what: str
+) -> None:
+    """The old credentials stay, and no secret is in the line."""
+    provide, _ = asked(CREDENTIALS, answer)
+    keyring = Keyring(provide, timeout=1)
+    await keyring.open(now=0.0)
+    await keyring.refresh(now=ASK_AGAIN)
+
+    assert keyring.current is CREDENTIALS
+    assert what in messages(caplog)[0]
+    assert "rsec-x" not in caplog.text
+
+
+@pytest.mark.parametrize("error", [ValueError("sealed"), TimeoutError()])
+async def test_a_provider_that_fails_at_the_start_raises(error: Exception) -> None:
+    """From `start()`; the emitter is still new, and can be started later."""
+    provide, _ = asked(error, CREDENTIALS)
+    emitter = Emitter(provide, observers=[])
+    with pytest.raises(type(error)):
+        await emitter.start()
+    await emitter.start()
+    await emitter.aclose()
+
+
+async def test_a_provider_that_hangs_is_bounded() -> None:
+    """By `request_timeout`; and it is not called a second time meanwhile."""
+    calls = 0
+    release = asyncio.Event()
+
+    async def provide() -> Credentials:
+        nonlocal calls
+        calls += 1
+        await release.wait()
+        return CREDENTIALS
+
+    emitter = Emitter(provide, request_timeout=2.0, observers=[])
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            await emitter.start()
+    assert calls == 1
+    release.set()
+    await asyncio.gather(emitter.start(), emitter.start())
+    assert calls == 1
+    await emitter.aclose()
+
+
+async def test_a_call_that_still_runs_is_left_at_the_close(sandbox: Sandbox) -> None:
+    """Nothing of it stays behind."""
+    answers = [sandbox.credentials]
+
+    async def provide() -> Credentials:
+        if not answers:
+            await asyncio.Event().wait()
+        return answers.pop()
+
+    async with Emitter(
+        provide, endpoint=sandbox.url, flush_interval=0, close_timeout=1.0, observers=[]
+    ) as emitter:
+        await emitter.deliver(event())
+        await asyncio.sleep(ASK_AGAIN)
+        sandbox.fail_next(*[401] * 50)
+        await emitter.track(event())
+        await asyncio.sleep(2.0)
+
+    assert not [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+
+
+async def test_closed_while_the_provider_is_asked() -> None:
+    """The start says so."""
+    emitter: Emitter
+
+    async def provide() -> Credentials:
+        await emitter.aclose()
+        return CREDENTIALS
+
+    emitter = Emitter(provide)
+    with pytest.raises(EmitterClosedError):
+        await emitter.start()
+
+
+@pytest.mark.parametrize(
+    ("credentials", "message"),
+    [
+        (Credentials, "got the class Credentials"),
+        ("rsec-text", "got str"),
+        (7, "must be a Credentials object, or a function that returns one, got int"),
+    ],
+)
+def test_what_is_no_provider(credentials: Any, message: str) -> None:
+    """Named by its type: its value may be a secret."""
+    with pytest.raises(InvalidSettingError, match=message) as caught:
+        Emitter(credentials)
+    assert "rsec-text" not in str(caught.value)
