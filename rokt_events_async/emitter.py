@@ -42,10 +42,10 @@ from rokt_events_async.outcomes import Delivery, DrainReport, EmitterStats, Heal
 from rokt_events_async.settings import (
     MAX_BATCH_SIZE,
     Credentials,
-    EmitterSettings,
     RetryPolicy,
     WhenFull,
     check_number,
+    check_settings,
     choose_endpoint,
 )
 
@@ -165,7 +165,7 @@ class Emitter:
         _transport: Transport | None = None,
     ) -> None:
         credentials = Credentials.from_env() if credentials is None else credentials
-        self._settings = EmitterSettings(
+        self._settings = check_settings(
             endpoint=choose_endpoint(endpoint, allow_http=allow_http),
             flush_interval=flush_interval,
             max_batch_size=max_batch_size,

@@ -9,6 +9,7 @@ import ipaddress
 import math
 import os
 import weakref
+from collections.abc import Callable
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, final, get_args
 
@@ -346,20 +347,6 @@ _DEADLINE: Final = 120.0
 _MAX_CONCURRENCY: Final = 1024
 
 
-def _number(name: str, *, above: bool = False) -> Any:
-    def check(value: object) -> float:
-        return check_number(name, value, at_least=0, above=above)
-
-    return attrs.field(converter=check)
-
-
-def _count(name: str, *, at_most: int | None = None) -> Any:
-    def check(value: object) -> int:
-        return check_count(name, value, at_most=at_most)
-
-    return attrs.field(converter=check)
-
-
 def _check_max_wait(value: object) -> float | None:
     return None if value is None else check_number("max_wait", value, at_least=0)
 
@@ -387,34 +374,58 @@ def _check_retry(value: object) -> RetryPolicy:
 
 @attrs.frozen(kw_only=True)
 class EmitterSettings:
-    """The limits and times of one emitter, checked. `Emitter` documents them, and has the defaults.
-
-    Raises:
-        InvalidSettingError: A value is out of bounds.
-    """
+    """The limits and times of one emitter. `Emitter` documents them, and has the defaults."""
 
     endpoint: str
-    """Checked by `choose_endpoint`."""
-    flush_interval: float = _number("flush_interval")
-    max_batch_size: int = _count("max_batch_size", at_most=MAX_BATCH_SIZE)
-    max_concurrency: int = _count("max_concurrency", at_most=_MAX_CONCURRENCY)
-    max_pending: int = _count("max_pending")
-    max_pending_bytes: int = _count("max_pending_bytes")
-    max_session_share: float = attrs.field(converter=_check_share)
-    max_wait: float | None = attrs.field(converter=_check_max_wait)
-    when_full: WhenFull = attrs.field(converter=_check_when_full)
-    retry: RetryPolicy = attrs.field(converter=_check_retry)
-    request_timeout: float = _number("request_timeout", above=True)
-    close_timeout: float = _number("close_timeout")
+    flush_interval: float
+    max_batch_size: int
+    max_concurrency: int
+    max_pending: int
+    max_pending_bytes: int
+    max_session_share: float
+    max_wait: float | None
+    when_full: WhenFull
+    retry: RetryPolicy
+    request_timeout: float
+    close_timeout: float
 
     @property
     def deadline(self) -> float:
         """The delivery deadline in seconds."""
         return _DEADLINE if self.retry.deadline is None else self.retry.deadline
 
-    def __attrs_post_init__(self) -> None:
-        if self.flush_interval >= self.deadline:
-            raise InvalidSettingError(
-                f"flush_interval must be shorter than the retry deadline of {self.deadline:g} s, "
-                f"or events are given up before they are sent, got {self.flush_interval!r}"
-            )
+
+_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
+    "endpoint": str,
+    "flush_interval": lambda value: check_number("flush_interval", value, at_least=0),
+    "max_batch_size": lambda value: check_count("max_batch_size", value, at_most=MAX_BATCH_SIZE),
+    "max_concurrency": lambda value: check_count("max_concurrency", value, at_most=_MAX_CONCURRENCY),
+    "max_pending": lambda value: check_count("max_pending", value),
+    "max_pending_bytes": lambda value: check_count("max_pending_bytes", value),
+    "max_session_share": _check_share,
+    "max_wait": _check_max_wait,
+    "when_full": _check_when_full,
+    "retry": _check_retry,
+    "request_timeout": lambda value: check_number("request_timeout", value, at_least=0, above=True),
+    "close_timeout": lambda value: check_number("close_timeout", value, at_least=0),
+}
+
+
+def check_settings(**values: Any) -> EmitterSettings:
+    """Returns the settings.
+
+    They are checked before there is an object: one that is half built could not be shown in a traceback.
+
+    Args:
+        values: All fields of `EmitterSettings`; the endpoint as `choose_endpoint` returns it.
+
+    Raises:
+        InvalidSettingError: A value is out of bounds.
+    """
+    settings = EmitterSettings(**{name: check(values[name]) for name, check in _CHECKS.items()})
+    if settings.flush_interval >= settings.deadline:
+        raise InvalidSettingError(
+            f"flush_interval must be shorter than the retry deadline of {settings.deadline:g} s, "
+            f"or events are given up before they are sent, got {settings.flush_interval!r}"
+        )
+    return settings

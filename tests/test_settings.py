@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 import pickle
+import pprint
 import re
+import traceback
 from decimal import Decimal
 from typing import Any
 
 import aiohttp
 import pytest
+import rich
+from rich.console import Console
+from rich.pretty import pretty_repr
+from rich.traceback import Traceback
 
 from rokt_events_async import DEMO, PRODUCTION, Credentials, Emitter, InvalidSettingError, RetryPolicy
 from tests.samples import CREDENTIALS, SECRET
@@ -201,3 +208,166 @@ def test_waits_and_shares_out_of_bounds(name: str, value: Any, message: str) -> 
     """Refused with name, value and bounds."""
     with pytest.raises(InvalidSettingError, match=re.escape(message)):
         Emitter(CREDENTIALS, **{name: value})
+
+
+# The endpoint.
+
+
+def test_the_endpoint_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty counts as unset, and an argument comes first."""
+    monkeypatch.setenv("ROKT_ENDPOINT", "https://from.env/v1")
+    assert Emitter(CREDENTIALS).endpoint == "https://from.env/v1"
+    assert Emitter(CREDENTIALS, endpoint=DEMO).endpoint == DEMO
+    monkeypatch.setenv("ROKT_ENDPOINT", "")
+    assert Emitter(CREDENTIALS).endpoint == PRODUCTION
+    monkeypatch.setenv("ROKT_ENDPOINT", "from.env")
+    with pytest.raises(InvalidSettingError, match=r"ROKT_ENDPOINT must be an https URL .*, got 'from.env'"):
+        Emitter(CREDENTIALS)
+
+
+def test_http_beyond_loopback_is_allowed_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an argument or the environment: the secret then travels in clear."""
+    url = "http://sandbox:8080/v1"
+    with pytest.raises(InvalidSettingError, match="http only to loopback, or with allow_http=True"):
+        Emitter(CREDENTIALS, endpoint=url)
+    assert Emitter(CREDENTIALS, endpoint=url, allow_http=True).endpoint == url
+    monkeypatch.setenv("ROKT_ALLOW_HTTP", "1")
+    assert Emitter(CREDENTIALS, endpoint=url).endpoint == url
+    with pytest.raises(InvalidSettingError, match=r"fragment .http too., got .ftp"):
+        Emitter(CREDENTIALS, endpoint="ftp://sandbox/v1")
+    with pytest.raises(InvalidSettingError, match="allow_http must be True or False, got 1"):
+        Emitter(CREDENTIALS, allow_http=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".com", ".".join(["x" * 60] * 5), "."])
+def test_a_host_that_cannot_be_one(host: str) -> None:
+    """It could not be resolved, at each request."""
+    with pytest.raises(InvalidSettingError, match="endpoint must be"):
+        Emitter(CREDENTIALS, endpoint=f"https://{host}/v1")
+
+
+@pytest.mark.parametrize("url", ["https://rokt.com./v1", "https://[::1]:8443/v1", "https://10.0.0.1/v1"])
+def test_hosts_of_other_forms(url: str) -> None:
+    """A name with its final dot, and addresses."""
+    assert Emitter(CREDENTIALS, endpoint=url).endpoint == url
+
+
+# The secret.
+
+HIDDEN = "rsec-TOPSECRET-123456"
+
+
+def shown_with_locals(error: BaseException) -> str:
+    """All that printers of tracebacks with locals show of an error, in every frame."""
+    out = io.StringIO()
+    Console(file=out, width=300).print(
+        Traceback.from_exception(type(error), error, error.__traceback__, show_locals=True)
+    )
+    return out.getvalue() + "".join(
+        traceback.TracebackException.from_exception(error, capture_locals=True).format()
+    )
+
+
+def test_no_printer_shows_the_secret() -> None:
+    """Field by field, by its repr, or by all its attributes."""
+    credentials = Credentials(pub_id="rpub-1", secret="".join(["rsec-TOP", "SECRET-123456"]), tag_id="42")
+    out = io.StringIO()
+    console = Console(file=out, width=200)
+    rich.inspect(credentials, console=console, all=True)
+    console.print(pretty_repr(credentials), credentials)
+    shown = [
+        out.getvalue(),
+        repr(credentials),
+        str(credentials),
+        f"{credentials}",
+        pprint.pformat(credentials),
+        repr(dir(credentials)),
+        repr([getattr(credentials, name) for name in dir(credentials)]),
+    ]
+
+    assert not [text for text in shown if HIDDEN in text]
+    assert credentials.secret == HIDDEN
+    with pytest.raises(AttributeError, match="no attribute 'sekret'"):
+        credentials.sekret  # noqa: B018
+
+
+@pytest.mark.parametrize("setting", [{"flush_interval": -1}, {"endpoint": "nowhere"}, {"observers": [7]}])
+def test_a_traceback_with_locals_does_not_show_the_secret(setting: dict[str, Any]) -> None:
+    """Whatever constructor it goes through, nor does it break at an emitter that is half built."""
+    credentials = Credentials(pub_id="rpub-1", secret="".join(["rsec-TOP", "SECRET-123456"]), tag_id="42")
+    with pytest.raises(InvalidSettingError) as caught:
+        Emitter(credentials, **setting)
+
+    assert HIDDEN not in shown_with_locals(caught.value)
+
+
+@pytest.mark.parametrize("end", ["\n", " ", "\u00e4"])
+def test_a_malformed_secret_is_not_shown_either(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """The classic is a file that ends with a new line."""
+    monkeypatch.setenv("ROKT_PUB_ID", "rpub-1")
+    monkeypatch.setenv("ROKT_SECRET", "".join(["rsec-TOP", "SECRET-123456", end]))
+    monkeypatch.setenv("ROKT_TAG_ID", "42")
+    with pytest.raises(
+        InvalidSettingError, match=r"secret must be .* got a string of 22 characters"
+    ) as caught:
+        Emitter()
+
+    # What `pytest.MonkeyPatch` and this test have in their own frames is theirs.
+    frames = [
+        frame for frame in traceback.extract_tb(caught.value.__traceback__) if "settings.py" in frame[0]
+    ]
+    assert frames
+    tb = caught.value.__traceback__
+    while tb is not None:
+        if "rokt_events_async" in tb.tb_frame.f_code.co_filename:
+            assert HIDDEN not in repr(tb.tb_frame.f_locals)
+        tb = tb.tb_next
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (("rsec-x", "rpub-x", "42"), "pub_id must not be a secret.*are pub_id and secret swapped"),
+        (("rpub-x", "rpub-y", "42"), "secret must not be a public id.*are pub_id and secret swapped"),
+        (("rpub-x", "42", "rsec-y"), "tag_id must not be a secret"),
+        (("42", "rsec-x", "rpub-x"), "tag_id must not be a public id, got 'rpub-x'"),
+    ],
+)
+def test_swapped_credentials_are_recognised(values: tuple[str, str, str], message: str) -> None:
+    """By what Rokt's credentials look like."""
+    with pytest.raises(InvalidSettingError, match=message) as caught:
+        Credentials(*values)
+    assert "rsec-" not in str(caught.value)
+
+
+def test_credentials_are_immutable() -> None:
+    """They are shared, and looked up by identity."""
+    with pytest.raises(AttributeError, match="Credentials are immutable: tag_id cannot be set"):
+        CREDENTIALS.tag_id = "7"
+    with pytest.raises(AttributeError, match="cannot be deleted"):
+        del CREDENTIALS.tag_id
+
+
+# Settings of an emitter.
+
+
+def test_settings_can_be_read_and_not_changed() -> None:
+    """An assignment would do nothing: it says what does."""
+    emitter = Emitter(CREDENTIALS, flush_interval=3)
+    assert (emitter.flush_interval, emitter.max_batch_size, emitter.credentials) == (3.0, 25, CREDENTIALS)
+    with pytest.raises(
+        AttributeError, match=r"construct another emitter, with Emitter\(flush_interval=...\)"
+    ):
+        emitter.flush_interval = 5
+    with pytest.raises(AttributeError):
+        emitter.credentials = CREDENTIALS  # type: ignore[misc]
+    assert isinstance(Emitter.flush_interval, object)
+
+
+def test_an_emitter_is_no_plain_context_manager() -> None:
+    """The error says what is right."""
+    emitter = Emitter(CREDENTIALS)
+    with pytest.raises(TypeError, match="`async with emitter:`"):
+        with emitter:
+            pass  # pragma: no cover
+    assert repr(Emitter.__new__(Emitter)) == "<Emitter, not constructed>"

@@ -463,11 +463,8 @@ def _describe(error: Exception) -> str:
 
 def _what_is_wrong(error: aiohttp.ClientResponseError) -> str:
     """Returns the parser's own words, without what it quotes of the answer."""
-    cause = error.__cause__
-    if isinstance(cause, aiohttp.http_exceptions.LineTooLong):
-        return "a line of its head is too long"
     words = re.split(r"[:'\"(\n]|b'", error.message or "", maxsplit=1)[0]
-    return clean(words, at_most=_MAX_WORDS).strip() or type(cause).__name__
+    return clean(words, at_most=_MAX_WORDS).strip() or type(error.__cause__).__name__
 
 
 _MAX_WORDS: Final = 80

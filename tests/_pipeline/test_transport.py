@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,6 +17,7 @@ from aiohttp import ClientResponse
 from aioresponses import aioresponses
 
 from rokt_events_async import __version__
+from rokt_events_async._pipeline import transport as transport_module
 from rokt_events_async._pipeline.keyring import Keyring
 from rokt_events_async._pipeline.transport import MAX_BODY, HttpTransport, Request
 from rokt_events_async._protocol.replies import NoReply, Reply
@@ -636,3 +639,133 @@ async def test_a_connection_is_left_after_a_5xx() -> None:
             assert reply.status == 503
 
     assert len(connections) == 3
+
+
+async def answer_with(writer: asyncio.StreamWriter, head: bytes, body: bytes = b"{}") -> None:
+    writer.write(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    await writer.drain()
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        b"Content-Security-Policy: " + b"x" * 60_000 + b"\r\n",
+        b"".join(b"x-%d: y\r\n" % n for n in range(900)),
+    ],
+    ids=["a long line", "many lines"],
+)
+async def test_a_long_head_is_read(extra: bytes) -> None:
+    """A server's front adds more than aiohttp reads by default."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        await answer_with(writer, b"HTTP/1.1 200 OK\r\n" + extra)
+
+    async with server(serve) as url, transport_to(url) as transport:
+        reply = await transport.post(Request(b"{}"))
+
+    assert isinstance(reply, Reply)
+    assert (reply.status, reply.body) == (200, b"{}")
+
+
+@pytest.mark.parametrize(
+    ("head", "what"),
+    [
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000 + b"\r\n", "Got more than 65536 bytes"),
+        (b"HTTP/1.1 200 OK\r\nno header\r\n", "Invalid header token"),
+        (b"SSH-2.0-rsec-for-nothing\r\n", "an answer that is no HTTP"),
+    ],
+)
+async def test_an_answer_that_is_no_http_says_what_is_wrong(head: bytes, what: str) -> None:
+    """In the parser's own words: nothing of the answer is repeated."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        await answer_with(writer, head)
+        await reader.read()
+
+    async with server(serve) as url, transport_to(url) as transport:
+        request = Request(b"{}")
+        reply = await transport.post(request)
+
+    assert isinstance(reply, NoReply)
+    assert reply.is_unreadable
+    assert request.went_out
+    assert what in reply.reason
+    assert "SSH" not in reply.reason
+
+
+@pytest.mark.every_loop
+async def test_an_answer_that_is_there_beats_the_time_out() -> None:
+    """A callback holds the loop beyond the request's time, while the answer lies in the socket."""
+    answered = threading.Event()
+
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(65_536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+            answered.set()
+            connection.recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        async with transport_to(url, timeout=0.4) as transport:
+            request = Request(b"{}")
+            posting = asyncio.create_task(transport.post(request))
+            while not request.went_out:
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)  # aiohttp writes in the next turn.
+            assert answered.wait(10)
+            time.sleep(0.5)  # noqa: ASYNC251 -- a blocking handler of the application
+            reply = await posting
+        thread.join(10)
+
+    assert isinstance(reply, Reply), reply
+
+
+async def test_a_name_is_resolved_without_the_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the interpreter's exit there is none any more."""
+
+    async def no_executor(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "getaddrinfo", no_executor)
+    found = await transport_module._Resolver().resolve("localhost", 80, socket.AF_INET)
+
+    assert [(one["host"], one["port"], one["hostname"]) for one in found] == [("127.0.0.1", 80, "localhost")]
+
+
+async def test_a_callers_session_at_the_interpreters_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It resolves by the executor: the connection could not be made, and that is no fault."""
+
+    async def no_executor(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", no_executor)
+    async with aiohttp.ClientSession() as session:
+        async with transport_to("http://localhost:9/", session=session) as transport:
+            request = Request(b"{}")
+            reply = await transport.post(request)
+
+    assert reply == NoReply("no connection could be made: the interpreter shuts down")
+    assert not request.went_out
+
+
+async def test_a_proxy_that_wants_a_login_is_named() -> None:
+    """Not called an answer of Rokt's, nor one that is no HTTP."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await answer_with(writer, b"HTTP/1.1 407 Proxy Authentication Required\r\n", b"")
+
+    async with server(serve) as proxy, aiohttp.ClientSession(proxy=proxy) as session:
+        async with transport_to("https://rokt.invalid/", session=session) as transport:
+            request = Request(b"{}")
+            reply = await transport.post(request)
+
+    assert reply == NoReply("the proxy answered HTTP 407")
+    assert not request.went_out
