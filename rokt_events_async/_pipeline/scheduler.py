@@ -249,7 +249,7 @@ class Pool:
             self._start_next()
             requests = self._sender.requests
             await self._send(trip)
-            unsent = unsent + trip.size[0] if self._sender.requests == requests else 0
+            unsent = unsent + trip.count if self._sender.requests == requests else 0
             if unsent >= _SLICE:  # All of them overdue or expired: nothing has let the loop turn.
                 unsent = 0
                 await asyncio.sleep(0)
@@ -280,12 +280,20 @@ class Pool:
             if wait is None:
                 self._release(trip)
         if wait is not None:
+            self._let_go(trip)
             self._park(trip, self._loop.time() + wait)
+
+    def _let_go(self, trip: Trip) -> None:
+        """Gives back what a trip that goes on has settled."""
+        items, size = trip.let_go()
+        if items:
+            self._queue.settle(trip.session, items=items, size=size)
+            self._on_released(trip.session.id)
 
     def _release(self, trip: Trip) -> None:
         """Takes back the session of a trip that is over."""
         now, session = self._loop.time(), trip.session
-        items, size = trip.size
+        items, size = trip.held
         self._queue.settle(session, items=items, size=size)
         if session.has_more:
             is_overdue = self._sender.overdue_by(now)
@@ -322,6 +330,7 @@ class Pool:
             if trip.batch is None:
                 self._release(trip)
             else:
+                self._let_go(trip)
                 self._park(trip, trip.due_at)
         return handled
 
@@ -368,5 +377,5 @@ class Pool:
             trip = Trip(*taken)
             self._settlement.abandon(taken[1], Cause.CLOSED, "the emitter was closed")
             self._release(trip)
-            handled += trip.size[0]
+            handled += trip.count
         return handled > 0

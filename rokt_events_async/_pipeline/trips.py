@@ -95,13 +95,25 @@ class Batch:
 class Trip:
     """A session, and the stack of batches that are left of what it took."""
 
-    __slots__ = ("_stack", "deadline", "due_at", "is_splitting", "not_before", "refused", "session", "size")
+    __slots__ = (
+        "_stack",
+        "count",
+        "deadline",
+        "due_at",
+        "held",
+        "is_splitting",
+        "not_before",
+        "refused",
+        "session",
+    )
 
     def __init__(self, session: Session[Delivery], deliveries: list[Delivery]) -> None:
         self.session = session
         self._stack = [Batch(deliveries)]
-        self.size = len(deliveries), sum([len(delivery.wire) for delivery in deliveries])
-        """Events and bytes that the trip holds of its session's share, until it is over."""
+        self.count = len(deliveries)
+        """How many events it began with."""
+        self.held = len(deliveries), sum([len(delivery.wire) for delivery in deliveries])
+        """Events and bytes that it holds of its session's share."""
         self.due_at = -math.inf
         """When its next attempt is due, while it is parked."""
         self.not_before = -math.inf
@@ -116,7 +128,7 @@ class Trip:
     @property
     def is_spoilt(self) -> bool:
         """True if it had several events, and each of them was refused with its request."""
-        return self.size[0] > 1 and self.refused == self.size[0]
+        return self.count > 1 and self.refused == self.count
 
     @property
     def is_retry(self) -> bool:
@@ -136,6 +148,13 @@ class Trip:
     def clear(self) -> None:
         """Ends the trip, once all that was left of it is settled."""
         self._stack.clear()
+
+    def let_go(self) -> tuple[int, int]:
+        """Returns how many events and bytes it has settled since the last call; it holds them no longer."""
+        events, held = self.held
+        left = [delivery for batch in self._stack for delivery in batch.deliveries]
+        self.held = len(left), sum([len(delivery.wire) for delivery in left])
+        return events - self.held[0], held - self.held[1]
 
     def rest(self) -> list[Batch]:
         """Returns all batches that are left, the next one first."""

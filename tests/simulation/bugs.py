@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -476,7 +475,7 @@ def _() -> Any:
 @bug("overdue events are not dropped when their session is released")
 def _() -> Any:
     def release(self: Any, trip: Any) -> None:
-        items, size = trip.size
+        items, size = trip.held
         self._queue.settle(trip.session, items=items, size=size)
         self._queue.release(trip.session, now=self._loop.time())
         self._on_released(trip.session.id)
@@ -824,28 +823,19 @@ def _() -> Any:
 
 @bug("every request probes while credentials are refused")
 def _() -> Any:
-    return replace(Breaker, "pause", lambda self, *, until: None)
-
-
-@bug("an answer that closes the breaker ends the pause")
-def _() -> Any:
-    original = Breaker.on_answer
-
-    def on_answer(self: Any) -> None:
-        was_open = self.is_open
-        original(self)
-        if was_open:
-            self.starts_at = -math.inf
-
-    return replace(Breaker, "on_answer", on_answer)
+    start = replace(Episode, "on_start", lambda self, *, now: None)
+    return together(start, replace(Breaker, "pause", lambda self, *, until: None))
 
 
 @bug("events fail at once though the credentials have worked")
 def _() -> Any:
-    return replace(Episode, "fails_at_once", lambda self, *, now: self.is_on and now < self.probe_at)
+    def on_answer(self: Any) -> None:
+        self.is_on = False
+
+    return replace(Episode, "on_answer", on_answer)
 
 
-@bug("credentials that never worked let every event ask for itself")
+@bug("events wait for credentials that have never worked")
 def _() -> Any:
     return replace(Episode, "fails_at_once", lambda self, *, now: False)
 

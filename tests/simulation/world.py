@@ -92,6 +92,9 @@ THEMES = (
 )
 """What a seed is about: some states are too rare where everything is drawn by itself."""
 
+EXTRA = ("splits",) * 4 + ("splits of all",) * 2 + ("busy session",) * 2 + ("credentials",) * 2
+"""Themes that have more to find."""
+
 HELD_UP = 2.5
 """Seconds: one retry wait, and the interval of the trickle."""
 
@@ -172,11 +175,7 @@ class World:
                 retry_unconfirmed=luck.random() < 0.7,
             ),
         }
-        theme = (
-            "any"
-            if calm
-            else luck.choice([*["any"] * len(THEMES), *THEMES[1:], *["splits"] * 4, *["busy session"] * 2])
-        )
+        theme = "any" if calm else luck.choice([*["any"] * len(THEMES), *THEMES[1:], *EXTRA])
         self.reached[f"theme: {theme}"] += 1
         bad = [] if calm else luck.choice([[], [REFUSED], [REFUSED, SPOILT]])
         self.kinds = ["SignalViewed"] * luck.choice([1, 12, 40]) + bad
@@ -237,6 +236,7 @@ class World:
             self.kinds = ["SignalViewed"] * (12 if theme == "splits" else 0) + [SPOILT]
             self.plans = luck.sample(["refused", "between, accepted", "silence, accepted"], 2)
             self.share = luck.choice([0.3, 0.5]) if theme == "splits" else luck.choice([0.0, 0.1])
+            self.bursts = (1, 6, 30)
         elif theme == "closed connections":
             settings["max_concurrency"] = luck.choice([1, 2])
             self.connect_plans = ["closed before use"]
@@ -635,10 +635,16 @@ class World:
         elif (
             "its share" in text
             and settings["max_pending_bytes"] == 10**7
-            # What is being settled counts until its trip is over.
-            and self.eye.pending[session] + self.max_batch_size + 2 < self.session_share()
+            and 2 * self.eye.pending[session] + 2 + self._in_flight(session) < self.session_share()
         ):
             self.suspect(f"5: it holds {self.eye.pending[session]} events, and {text}")
+
+    def _in_flight(self, session: str) -> int:
+        """What a trip in flight has settled counts until it waits, or is over."""
+        assert self.emitter._engine is not None
+        shards = self.emitter._engine.queue._shards
+        found = shards[hash(session) % len(shards)].get(session)
+        return self.max_batch_size if found is not None and found.in_flight else 0
 
     def session_share(self) -> int:
         """How many events a session may hold."""
@@ -835,11 +841,16 @@ class World:
         """Invariant 11: a whole batch fails unsplit only after three of which every event was refused."""
         if error.cause is not Cause.STATUS or error.status not in WHOLE:
             return
-        spoilt = {one.id for one in self.accepted if one.kind == SPOILT}
-        refused = {id_ for one in self.record if one.status in WHOLE for id_ in one.ids} & spoilt
+        assert entry.settled_at is not None
+        spoilt: list[set[str]] = []  # Refused batches, without those that are parts of others.
+        for one in self.record:
+            is_before = one.told_at is not None and one.told_at < entry.settled_at
+            is_refused = one.status in WHOLE and len(one.ids) > 1 and entry.id not in one.ids
+            if is_before and is_refused and not any(whole >= set(one.ids) for whole in spoilt):
+                spoilt.append(set(one.ids))
         self.reached["guard of splitting"] += 1
-        if len(refused) < 6:
-            self.violated(f"11: {entry.id} failed unsplit, after {len(refused)} spoilt events")
+        if len(spoilt) < 3:
+            self.violated(f"11: {entry.id} failed unsplit, after {len(spoilt)} spoilt batches")
 
     def _check_receipt(self, entry: Accepted, receipt: Receipt, exchanges: list[Exchange]) -> None:
         accepted = [exchange for exchange in exchanges if entry.id in exchange.accepted]
@@ -993,6 +1004,7 @@ class Eye(Observer):
         self.refused_at: float | None = None
         self.probes: list[list[float]] = []  # When requests began, by episode.
         self.has_worked = False
+        self.accepted_in_vain: set[str] = set()
         self.episodes = self.told_episodes = 0
         self.starts: list[float] = []
         self.states: list[str] = ["ok"]
@@ -1000,6 +1012,8 @@ class Eye(Observer):
 
     def on_accepted(self, delivery: Delivery) -> None:
         self.accepted.append(delivery.event.parent_guid)
+        if self.refused_at is not None and not self.has_worked:
+            self.accepted_in_vain.add(delivery.event.parent_guid)
         self.pending[delivery.event.session_id] += 1
 
     def on_request(self, request: RequestReport) -> None:
@@ -1048,10 +1062,19 @@ class Eye(Observer):
         self.outcomes.setdefault(delivery.event.parent_guid, []).append(outcome)
         self.settled[delivery.event.parent_guid] = self._world.now(), outcome
         self.pending[delivery.event.session_id] -= 1
-        if isinstance(outcome, CredentialsRefusedError) and self.has_worked:
-            self._world.suspect(f"11: {outcome} though the credentials have worked")
+        self._check_refusal(delivery, outcome)
         if outcome.event is not delivery.event:
             self._world.suspect(f"1: told of another event: {outcome.event}")
+
+    def _check_refusal(self, delivery: Delivery, outcome: Receipt | DeliveryError) -> None:
+        """Invariant 11: credentials that have worked fail no event; with others, none waits."""
+        if isinstance(outcome, Receipt):
+            return
+        if isinstance(outcome, CredentialsRefusedError) and self.has_worked:
+            self._world.suspect(f"11: {outcome} though the credentials have worked")
+        is_vain = delivery.event.parent_guid in self.accepted_in_vain and not self.has_worked
+        if is_vain and outcome.cause is Cause.DEADLINE and outcome.attempts == 0:
+            self._world.suspect(f"11: it waited, with credentials that have never worked: {outcome}")
 
     def _note_time(self, request: RequestReport) -> None:
         now = self._world.now()
