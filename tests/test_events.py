@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from enum import Enum
 from typing import Any
 
 import attrs
@@ -280,3 +281,147 @@ def test_the_warning_names_the_line_that_built_the_event() -> None:
 
     assert event_at.event_type == "SignalLine"
     assert caught[0].filename.endswith("samples.py"), "which builds it"
+
+
+# What applications hand over.
+
+
+class Hover(str, Enum):  # noqa: UP042 -- what applications have
+    HOVER = "SignalHover"
+
+
+class Shop(str, Enum):  # noqa: UP042
+    ONE = "shop-1"
+
+
+class Odd(str):
+    """A string that is equal to everything."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return hash("x")
+
+    def __str__(self) -> str:
+        return "something else"
+
+
+@pytest.mark.filterwarnings("ignore:event type")
+def test_strings_are_kept_as_plain_strings_of_their_content() -> None:
+    """What is kept is what is sent: the value of a member, not its name."""
+    made = event(
+        event_type=Hover.HOVER,
+        session_id=Shop.ONE,
+        parent_guid=Odd("p"),
+        metadata={Shop.ONE: Odd("v")},
+    )
+    kept = (made.event_type, made.session_id, made.parent_guid, made.metadata[0].name, made.metadata[0].value)
+
+    assert kept == ("SignalHover", "shop-1", "p", "shop-1", "v")
+    assert {type(text) for text in kept} == {str}
+    assert made.to_dict()["eventType"] == "SignalHover"
+    pair = NameValuePair(Shop.ONE, Odd("v"))
+    assert (type(pair.name), pair.name, type(pair.value)) == (str, "shop-1", str)
+    assert event(event_type="SignalViewed").event_type is EventType.SIGNAL_VIEWED
+
+
+def test_metadata_is_not_taken_for_other_metadata() -> None:
+    """Not even if a string says that it is equal."""
+    event(metadata={"x": "x"})
+    assert event(metadata={"x": Odd("y")}).metadata[0].value == "y"
+
+
+def test_large_metadata_is_not_kept() -> None:
+    """Equal small metadata is one object; what is large goes with its event."""
+    small, large = {"a": "b"}, {"a": "x" * 1000}
+    assert event(metadata=small).metadata is event(metadata=dict(small)).metadata
+    assert event(metadata=large).metadata is not event(metadata=dict(large)).metadata
+    for number in range(3000):
+        event(metadata={"number": str(number)})
+    assert len(events._shared_pairs) <= 1024
+    assert not any(len(items[0][1]) > 512 for items in events._shared_pairs)
+
+
+@pytest.mark.parametrize("cls", [PartnerEvent, NameValuePair])
+def test_there_are_no_subclasses(cls: Any) -> None:
+    """A clear error, where the class is written."""
+    with pytest.raises(TypeError, match=f"{cls.__name__} cannot be subclassed"):
+        type("Ours", (cls,), {})
+
+
+class NotATime(datetime):
+    """As `pandas.NaT` is: a datetime that has no fields."""
+
+    def utcoffset(self) -> Any:
+        return timedelta(0)
+
+    def astimezone(self, tz: Any = None) -> Any:
+        return self
+
+    @property
+    def year(self) -> Any:
+        raise ValueError("not a time")
+
+    def isoformat(self, *_: Any) -> str:
+        return "NaT"
+
+
+class BrokenZone(tzinfo):
+    """A time zone whose methods raise."""
+
+    def utcoffset(self, _: Any) -> Any:
+        raise LookupError("no such zone")
+
+    dst = tzname = utcoffset
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [NotATime(2026, 1, 1), datetime(2026, 1, 1, tzinfo=BrokenZone())],
+    ids=["no fields", "a broken zone"],
+)
+def test_a_time_whose_methods_raise_is_invalid(moment: datetime) -> None:
+    """It is reported like any other problem."""
+    with pytest.raises(
+        InvalidEventError, match="event_time must be a real time, got a .* without a valid time"
+    ):
+        event(event_time=moment)
+
+
+def test_a_time_of_a_subclass_is_kept_as_a_plain_one() -> None:
+    """As pandas and pendulum have them."""
+
+    class Ours(datetime):
+        """A subclass."""
+
+    kept = event(event_time=Ours(2026, 5, 4, 14, tzinfo=timezone(timedelta(hours=2)))).event_time
+    assert type(kept) is datetime
+    assert kept == datetime(2026, 5, 4, 12, tzinfo=UTC)
+
+
+def test_a_type_that_is_nearly_one_of_the_specifications() -> None:
+    """Its casing, or a typing error."""
+    with pytest.warns(UserWarning, match="did you mean SignalViewed?"):
+        event(event_type="signalviewed")
+    with pytest.warns(UserWarning, match="did you mean SignalImpression?"):
+        event(event_type="SignalImpresion")
+
+
+def test_a_warning_that_is_an_error_is_one_each_time() -> None:
+    """Not the first time only."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            with pytest.raises(UserWarning, match="SignalNeverSeen"):
+                event(event_type="SignalNeverSeen")
+
+
+def test_what_is_kept_of_unknown_types_is_bounded() -> None:
+    """They may come from outside, and be huge."""
+    with pytest.warns(UserWarning, match="event type 'xxx") as told:
+        event(event_type="x" * 100_000)
+    assert len(str(told[0].message)) < 300
+    assert max(map(len, events._warned_types)) <= 64

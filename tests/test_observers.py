@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import logging
 import pickle
@@ -16,6 +17,7 @@ from rokt_events_async import (
     DeliveryError,
     DeliveryFailedError,
     DrainReport,
+    Emitter,
     EmitterStats,
     EventRejectedError,
     Health,
@@ -30,7 +32,7 @@ from rokt_events_async.errors import ApiError
 from rokt_events_async.outcomes import HealthState
 from rokt_events_async.sandbox import Sandbox
 from tests.diary import Diary
-from tests.samples import Clock, OpenEmitter, emitter_for, event
+from tests.samples import CREDENTIALS, Clock, OpenEmitter, emitter_for, event
 
 
 def failed(error: type[DeliveryError] = DeliveryFailedError, **more: Any) -> DeliveryError:
@@ -406,3 +408,84 @@ def test_an_outage_without_losses_says_so(caplog: pytest.LogCaptureFixture) -> N
     assert (
         caplog.records[-1].getMessage().endswith("ended after 0 s: none given up meanwhile, 1 event pending")
     )
+
+
+def test_a_misspelt_method_is_refused() -> None:
+    """Nothing would ever call it."""
+
+    class Misspelt(Observer):
+        def on_delivery(self, delivery: Delivery, receipt: Receipt) -> None:
+            """Never called."""
+
+    class Strange(Observer):
+        def on_the_moon(self) -> None:
+            """Never called."""
+
+    with pytest.raises(
+        InvalidSettingError, match="Misspelt.on_delivery is no method .*did you mean on_delivered"
+    ):
+        Emitter(CREDENTIALS, observers=[Misspelt()])
+    with pytest.raises(
+        InvalidSettingError, match="Strange.on_the_moon is no method of an Observer; there are"
+    ):
+        Emitter(CREDENTIALS, observers=[Strange()])
+
+
+async def test_no_observers_no_log(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """`observers=[]` is silent, at the close too."""
+    sandbox.fail_next(404)
+    async with emitter_for(sandbox, observers=[], close_timeout=0) as emitter:
+        await emitter.track(event())
+
+    assert emitter.stats.failed == 1
+    assert [record for record in caplog.records if record.name == "rokt_events_async"] == []
+
+
+async def test_a_close_from_on_closed(sandbox: Sandbox) -> None:
+    """It has the report already, also where tasks are eager."""
+    reports: list[DrainReport] = []
+
+    class Closes(Observer):
+        def on_closed(self, report: DrainReport) -> None:
+            closing = emitter.aclose()
+            try:
+                closing.send(None)
+            except StopIteration as done:
+                reports.append(done.value)
+
+    async with emitter_for(sandbox, observers=[Closes()]) as emitter:
+        await emitter.track(event())
+
+    assert reports == [DrainReport(delivered=1)]
+
+
+async def test_only_on_accepted_sees_the_callers_context(sandbox: Sandbox) -> None:
+    """Everything else belongs to no request, whoever started the emitter, or overflowed its queue."""
+    variable = contextvars.ContextVar("variable", default="none")
+    seen: list[tuple[str, str]] = []
+
+    class Looks(Observer):
+        def on_accepted(self, delivery: Delivery) -> None:
+            seen.append(("accepted", variable.get()))
+
+        def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
+            seen.append(("undelivered", variable.get()))
+
+        def on_delivered(self, delivery: Delivery, receipt: Receipt) -> None:
+            seen.append(("delivered", variable.get()))
+
+        def on_closed(self, report: DrainReport) -> None:
+            seen.append(("closed", variable.get()))
+
+    variable.set("a request's")
+    async with emitter_for(sandbox, observers=[Looks()], max_pending=1) as emitter:
+        await emitter.track(event())
+        emitter.track_nowait(event())
+
+    assert seen == [
+        ("accepted", "a request's"),
+        ("accepted", "a request's"),
+        ("undelivered", "none"),
+        ("delivered", "none"),
+        ("closed", "none"),
+    ]

@@ -11,13 +11,20 @@ import pytest
 
 from rokt_events_async import (
     ApiError,
+    Cause,
+    CredentialsRefusedError,
     Delivery,
+    DeliveryError,
     DeliveryFailedError,
+    DeliveryUnconfirmedError,
+    Emitter,
+    EventExpiredError,
     EventRejectedError,
     Receipt,
+    RetryPolicy,
 )
 from rokt_events_async.sandbox import Sandbox
-from tests.samples import delivery, emitter_for, event
+from tests.samples import CREDENTIALS, delivery, emitter_for, event
 
 
 async def test_a_delivery_tells_once() -> None:
@@ -168,3 +175,90 @@ async def test_callbacks_that_raise_or_reenter_break_nothing(sandbox: Sandbox) -
 
 
 # Close.
+
+
+# Causes.
+
+TWICE = RetryPolicy(max_attempts=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "faults", "cause", "last_cause", "kind"),
+    [
+        ({"retry": RetryPolicy(deadline=5)}, [503] * 99, Cause.DEADLINE, Cause.STATUS, DeliveryFailedError),
+        (
+            {"retry": RetryPolicy(max_attempts=2)},
+            [429] * 9,
+            Cause.ATTEMPTS,
+            Cause.STATUS,
+            DeliveryFailedError,
+        ),
+        ({}, [404], Cause.STATUS, Cause.STATUS, DeliveryFailedError),
+        ({}, [409], Cause.STATUS, Cause.STATUS, DeliveryUnconfirmedError),
+        ({}, [422], Cause.REJECTED, None, EventRejectedError),
+        ({}, ["html"], Cause.UNREADABLE, None, DeliveryUnconfirmedError),
+        ({}, ["count-too-high"], Cause.AMBIGUOUS, None, DeliveryUnconfirmedError),
+        (
+            {"retry": RetryPolicy(retry_unconfirmed=False)},
+            ["reset-after"],
+            Cause.NO_ANSWER,
+            Cause.NO_ANSWER,
+            DeliveryUnconfirmedError,
+        ),
+        ({}, ["garbage"] * 2, Cause.UNREADABLE, Cause.UNREADABLE, DeliveryUnconfirmedError),
+        (
+            {"retry": RetryPolicy(max_unconfirmed_attempts=2)},
+            [500] * 9,
+            Cause.ATTEMPTS,
+            Cause.STATUS,
+            DeliveryUnconfirmedError,
+        ),
+    ],
+)
+async def test_causes(
+    sandbox: Sandbox,
+    settings: dict[str, Any],
+    faults: list[Any],
+    cause: Cause,
+    last_cause: Cause | None,
+    kind: type[DeliveryError],
+) -> None:
+    """Why, as a value; what the last request died of; whether it may be sent again."""
+    sandbox.fail_next(*faults)
+    async with emitter_for(sandbox, flush_interval=0, **settings) as emitter:
+        with pytest.raises(kind) as caught:
+            await emitter.deliver(event())
+
+    assert (caught.value.cause, caught.value.last_cause) == (cause, last_cause)
+    assert caught.value.can_send_again is (kind is DeliveryFailedError)
+    assert str(cause) == cause.value
+    assert pickle.loads(pickle.dumps(caught.value)).cause is cause
+
+
+async def test_the_cause_of_what_was_never_sent(sandbox: Sandbox) -> None:
+    """Dropped, or given up at a close; and of what found no server."""
+    async with emitter_for(sandbox, max_pending=1, flush_interval=60, close_timeout=0) as emitter:
+        waits = await emitter.track(event())
+        dropped = emitter.track_nowait(event()).exception()
+    gone = Emitter(
+        CREDENTIALS, endpoint="http://127.0.0.1:9/", retry=RetryPolicy(max_attempts=1), observers=[]
+    )
+    async with gone:
+        with pytest.raises(DeliveryFailedError) as caught:
+            await gone.deliver(event())
+
+    closed = waits.exception()
+    assert isinstance(dropped, DeliveryError)
+    assert isinstance(closed, DeliveryError)
+    assert [dropped.cause, closed.cause] == [Cause.QUEUE_FULL, Cause.CLOSED]
+    assert (caught.value.cause, caught.value.last_cause) == (Cause.ATTEMPTS, Cause.UNREACHABLE)
+
+
+def test_an_error_of_an_applications_own_test_has_a_cause() -> None:
+    """Where none is given."""
+    errors = [
+        kind("x", event=event())
+        for kind in (EventRejectedError, EventExpiredError, CredentialsRefusedError, DeliveryUnconfirmedError)
+    ]
+    assert [str(error.cause) for error in errors] == ["rejected", "expired", "credentials", "no_answer"]
+    assert DeliveryFailedError("x", event=event()).cause is Cause.INTERNAL_ERROR
