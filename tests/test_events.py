@@ -386,7 +386,7 @@ class BrokenZone(tzinfo):
 def test_a_time_whose_methods_raise_is_invalid(moment: datetime) -> None:
     """It is reported like any other problem."""
     with pytest.raises(
-        InvalidEventError, match="event_time must be a real time, got a .* without a valid time"
+        InvalidEventError, match=r"event_time must be a real time, got a .* without a valid time"
     ):
         event(event_time=moment)
 

@@ -422,11 +422,11 @@ def test_a_misspelt_method_is_refused() -> None:
             """Never called."""
 
     with pytest.raises(
-        InvalidSettingError, match="Misspelt.on_delivery is no method .*did you mean on_delivered"
+        InvalidSettingError, match=r"Misspelt.on_delivery is no method .*did you mean on_delivered"
     ):
         Emitter(CREDENTIALS, observers=[Misspelt()])
     with pytest.raises(
-        InvalidSettingError, match="Strange.on_the_moon is no method of an Observer; there are"
+        InvalidSettingError, match=r"Strange.on_the_moon is no method of an Observer; there are"
     ):
         Emitter(CREDENTIALS, observers=[Strange()])
 
