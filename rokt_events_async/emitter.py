@@ -127,18 +127,18 @@ class Emitter:
     _state: Literal["new", "open", "closing", "closed"] = "closed"
     _engine: Engine | None = None
 
-    endpoint = _Setting[str]()
-    flush_interval = _Setting[float]()
-    max_batch_size = _Setting[int]()
-    max_concurrency = _Setting[int]()
-    max_pending = _Setting[int]()
-    max_pending_bytes = _Setting[int]()
-    max_session_share = _Setting[float]()
-    max_wait = _Setting[float | None]()
-    when_full = _Setting[WhenFull]()
-    retry = _Setting[RetryPolicy]()
-    request_timeout = _Setting[float]()
-    close_timeout = _Setting[float]()
+    endpoint: _Setting[str] = _Setting()
+    flush_interval: _Setting[float] = _Setting()
+    max_batch_size: _Setting[int] = _Setting()
+    max_concurrency: _Setting[int] = _Setting()
+    max_pending: _Setting[int] = _Setting()
+    max_pending_bytes: _Setting[int] = _Setting()
+    max_session_share: _Setting[float] = _Setting()
+    max_wait: _Setting[float | None] = _Setting()
+    when_full: _Setting[WhenFull] = _Setting()
+    retry: _Setting[RetryPolicy] = _Setting()
+    request_timeout: _Setting[float] = _Setting()
+    close_timeout: _Setting[float] = _Setting()
 
     def __init__(
         self,

@@ -103,7 +103,7 @@ class DeliveryError(RoktEventsError):
         self.attempts = attempts
         self.status = status
         self.reason = reason
-        self.cause = self._cause if cause is None else cause
+        self.cause: Cause = self._cause if cause is None else cause
         self.last_cause = last_cause
 
     @property
