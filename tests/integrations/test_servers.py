@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -185,3 +186,45 @@ def test_sigterm_while_rokt_is_down(serve: Callable[[str, list[str]], Server], r
     received = Counter(event["parentGuid"] for event in rokt_sandbox.events)
     assert tracked - received.keys() == set()
     assert set(received.values()) == {1}
+
+
+FULL = """
+import json
+from fastapi import FastAPI
+from rokt_events_async import Emitter, PartnerEvent
+from rokt_events_async.integrations.fastapi import RoktEmitter, emitter_lifespan
+
+def keep(error):
+    with open("kept.jsonl", "a") as file:
+        print(json.dumps(error.event.to_dict()), file=file)
+
+def make_emitter():
+    return Emitter(max_pending=100, close_timeout=2, on_undelivered=keep)
+
+app = FastAPI(lifespan=emitter_lifespan(make_emitter))
+
+@app.post("/checkout/{session_id}/viewed/{guid}")
+async def viewed(session_id: str, guid: str, emitter: RoktEmitter):
+    await emitter.track(PartnerEvent.viewed(session_id=session_id, parent_guid=guid, client_unique_id="c"))
+    return {"tracked": guid}
+"""
+
+
+def test_sigterm_in_an_outage_with_a_full_queue(
+    serve: Callable[[str, list[str]], Server], rokt_sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """No handler hangs, the server goes, and every event was delivered or handed to `on_undelivered`."""
+    rokt_sandbox.fail_next(*[503] * 10_000)
+    server = serve(FULL, SERVERS["uvicorn"][1])
+
+    tracked = asyncio.run(load(server, paths=["viewed"]))
+    began = time.monotonic()
+    server.process.communicate(timeout=TIMEOUT)
+
+    kept = [json.loads(line)["parentGuid"] for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
+    delivered = {event["parentGuid"] for event in rokt_sandbox.events}
+    assert len(tracked) >= BEFORE
+    assert tracked - delivered - set(kept) == set()
+    assert len(kept) == len(set(kept))
+    # It waits for its clients, for the close, and for a last second of `on_undelivered`.
+    assert time.monotonic() - began < TIMEOUT
