@@ -120,8 +120,8 @@ async def latency_beside(sick: int, *, status: int | None, seconds: float = 8.0)
     async with emitter_for(Server(0.005, sick=status)) as emitter:
         for number in range(sick):
             await emitter.track(make(SICK + number, number))
-        if sick:  # From then on it is known which ones hang.
-            await asyncio.sleep(HANG + 0.5 if status is None else 1.0)
+        if sick:  # From then on it is known which ones hang: sixteen are found out at a time.
+            await asyncio.sleep(HANG * -(-sick // 16) + 0.5 if status is None else 1.0)
         waits: list[float] = []
 
         def note(began: float, _: object) -> None:
