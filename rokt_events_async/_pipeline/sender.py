@@ -29,13 +29,8 @@ from rokt_events_async._pipeline.transport import Request, Transport
 from rokt_events_async._pipeline.trips import Batch, Trip
 from rokt_events_async._protocol.encoding import join
 from rokt_events_async._protocol.replies import NoReply, Reply, says_all_processed
-from rokt_events_async._protocol.verdicts import (
-    Delivered,
-    Disposition,
-    Rejected,
-    classify,
-    match_unprocessed,
-)
+from rokt_events_async._protocol.statuses import Disposition, classify
+from rokt_events_async._protocol.verdicts import Delivered, Rejected, match_unprocessed
 from rokt_events_async.events import MAX_AGE, is_expired
 from rokt_events_async.observers import RequestReport, RetryReport
 from rokt_events_async.outcomes import Cause, Delivery

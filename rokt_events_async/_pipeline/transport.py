@@ -27,6 +27,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from rokt_events_async._pipeline.keyring import Keyring
+from rokt_events_async._pipeline.timeouts import Exchange, Timeouts
 from rokt_events_async._protocol.replies import NoReply, Reply
 from rokt_events_async._protocol.texts import clean
 from rokt_events_async._version import __version__
@@ -131,7 +132,7 @@ class HttpTransport:
         connections: int,
     ) -> None:
         self._endpoint = URL(endpoint)
-        self._timeouts = _Timeouts(timeout)
+        self._timeouts = Timeouts(timeout)
         self._timeout = timeout
         self._is_ours = session is None
         self._keyring = keyring
@@ -164,7 +165,7 @@ class HttpTransport:
             self._timeouts.end(exchange)
         return NoReply("every connection was found closed")
 
-    async def _try(self, request: Request, exchange: _Exchange) -> Reply | NoReply | None:
+    async def _try(self, request: Request, exchange: Exchange) -> Reply | NoReply | None:
         """Makes one exchange; returns `None` if the connection was found closed before it was used."""
         response: aiohttp.ClientResponse | None = None
         body: bytes | None = None
@@ -235,86 +236,6 @@ def _after_fork() -> None:
 
 if sys.platform != "win32":
     os.register_at_fork(after_in_child=_after_fork)
-
-
-_TURNS: Final = 8
-"""How many turns of the loop an exchange has beyond its time: bytes that are there already are its answer.
-
-After a loop that was held, its timers fall due before what has arrived meanwhile is read.
-"""
-
-
-class _Exchange:
-    """One exchange in flight, and the task to interrupt when its time is up."""
-
-    __slots__ = ("_cancelling", "_task", "_timed_out", "deadline")
-
-    def __init__(self, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
-        task = asyncio.current_task(loop)  # With the loop given, no system call is needed.
-        assert task is not None, "a worker task posts"
-        self._task = task
-        self._cancelling = task.cancelling()
-        self._timed_out = False
-        self.deadline = deadline
-
-    def time_out(self) -> None:
-        self._timed_out = True
-        self._task.cancel()
-
-    def has_timed_out(self) -> bool:
-        """Returns True if the time-out alone cancelled the task; the cancellation is then taken back."""
-        return self._timed_out and self._task.uncancel() <= self._cancelling
-
-
-class _Timeouts:
-    """One timer for all exchanges. They have the same time-out, so the first to begin is the first to end.
-
-    A timer for each exchange would cost 7 µs per request.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._loop = asyncio.get_running_loop()
-        self._running: dict[_Exchange, None] = {}  # In the order of their start.
-        self._due: dict[_Exchange, int] = {}  # Their time is up: how many turns they still have.
-        self._timer: asyncio.TimerHandle | None = None
-
-    def begin(self) -> _Exchange:
-        exchange = _Exchange(self._loop.time() + self._seconds, self._loop)
-        self._running[exchange] = None
-        if self._timer is None:
-            self._timer = self._loop.call_at(exchange.deadline, self._on_time)
-        return exchange
-
-    def end(self, exchange: _Exchange) -> None:
-        self._running.pop(exchange, None)
-        self._due.pop(exchange, None)
-        if not self._running and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _on_time(self) -> None:
-        self._timer = None
-        while self._running:
-            first = next(iter(self._running))
-            if first.deadline > self._loop.time():
-                self._timer = self._loop.call_at(first.deadline, self._on_time)
-                return
-            del self._running[first]
-            if not self._due:
-                self._loop.call_soon(self._on_turn)
-            self._due[first] = _TURNS
-
-    def _on_turn(self) -> None:
-        """Lets the loop turn, so that it reads what is there, before it interrupts anything."""
-        for exchange, turns in tuple(self._due.items()):
-            if turns:
-                self._due[exchange] = turns - 1
-            else:
-                del self._due[exchange]
-                exchange.time_out()
-        if self._due:
-            self._loop.call_soon(self._on_turn)
 
 
 class _Connector(aiohttp.TCPConnector):

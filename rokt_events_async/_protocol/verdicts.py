@@ -1,6 +1,6 @@
-"""What an answer means, and which event of a batch ended how. Pure.
+"""Which event of a batch ended how, by the body of a 2xx. Pure.
 
-`classify` reads the status, and `match_unprocessed` the body of a 2xx. An answer names the events that were
+An answer names the events that were
 not accepted only by an echo: the event, as the server wrote it. The matching rules:
 
 1. An echo *fits* an event if no field rules it out. Strings are compared exactly, where missing, null and
@@ -26,7 +26,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from enum import Enum
 from itertools import chain
 from operator import itemgetter
 from typing import Any, Final
@@ -40,62 +39,6 @@ from rokt_events_async._protocol.replies import Answer, Clean, Unprocessed, lowe
 from rokt_events_async._protocol.texts import clean
 from rokt_events_async.errors import ApiError
 from rokt_events_async.events import PartnerEvent
-
-# What a status means.
-
-
-class Disposition(Enum):
-    """What a status means for the request it answers."""
-
-    ANSWERED = "answered"
-    """The server took the request, and its body tells of each event."""
-
-    REFUSED = "refused"
-    """The server refused the content, the whole of it."""
-
-    RETRY = "retry"
-    """Not accepted for now."""
-
-    RETRY_MAYBE_ACCEPTED = "retry, maybe accepted"
-    """Perhaps accepted: the server failed on the way, or an intermediary answered in its place."""
-
-    CREDENTIALS_REFUSED = "credentials refused"
-    """The server refused the credentials."""
-
-    FAILED = "failed"
-    """Never sent again as it is. The server says that it did not take the request."""
-
-    UNCONFIRMED = "unconfirmed"
-    """Never sent again as it is. Nothing says whether the server took the request."""
-
-
-_DISPOSITIONS: Final = {
-    **dict.fromkeys((400, 413, 422), Disposition.REFUSED),
-    **dict.fromkeys((401, 403), Disposition.CREDENTIALS_REFUSED),
-    **dict.fromkeys((301, 302, 307, 308, 404, 405, 407, 410, 415, 501, 505), Disposition.FAILED),
-    408: Disposition.RETRY_MAYBE_ACCEPTED,
-    429: Disposition.RETRY,
-}
-
-
-def classify(status: int, *, asks_to_wait: bool = False, has_body: bool = False) -> Disposition:
-    """Returns what a status means for the request it answers.
-
-    Args:
-        asks_to_wait: True if the answer has a `Retry-After`.
-        has_body: True if the answer has a body. A 5xx of the API has none; a 503 with one comes from a
-            proxy, perhaps after the server took the request.
-    """
-    if 200 <= status <= 299:
-        return Disposition.ANSWERED
-    if status == 503 and (asks_to_wait or not has_body):
-        return Disposition.RETRY
-    if (known := _DISPOSITIONS.get(status)) is not None:
-        return known
-    return Disposition.RETRY_MAYBE_ACCEPTED if 500 <= status <= 599 else Disposition.UNCONFIRMED
-
-
-# What the body of a 2xx says.
 
 
 @attrs.frozen

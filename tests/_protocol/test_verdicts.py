@@ -15,15 +15,8 @@ from hypothesis import strategies as st
 from rokt_events_async import ApiError, PartnerEvent
 from rokt_events_async._protocol import encoding
 from rokt_events_async._protocol.replies import says_all_processed
-from rokt_events_async._protocol.verdicts import (
-    DELIVERED,
-    UNKNOWN,
-    Disposition,
-    Rejected,
-    Verdict,
-    classify,
-    match_unprocessed,
-)
+from rokt_events_async._protocol.statuses import Disposition, classify
+from rokt_events_async._protocol.verdicts import DELIVERED, UNKNOWN, Rejected, Verdict, match_unprocessed
 from rokt_events_async.sandbox import ECHO_FORMS, Echo
 from rokt_events_async.sandbox.echoes import write_verdicts
 from rokt_events_async.sandbox.rules import Judged, Problem

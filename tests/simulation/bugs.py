@@ -27,11 +27,13 @@ from rokt_events_async._pipeline.room import Room, _Line
 from rokt_events_async._pipeline.scheduler import Pool
 from rokt_events_async._pipeline.sender import Sender
 from rokt_events_async._pipeline.settlement import Settlement
-from rokt_events_async._pipeline.transport import HttpTransport, Request, _Exchange, _Timeouts
+from rokt_events_async._pipeline.timeouts import Exchange, Timeouts
+from rokt_events_async._pipeline.transport import HttpTransport, Request
 from rokt_events_async._pipeline.trips import Batch, Trip
 from rokt_events_async._protocol import verdicts
 from rokt_events_async._protocol.replies import Reply, read_answer
-from rokt_events_async._protocol.verdicts import DELIVERED, UNKNOWN, Disposition, Rejected, classify
+from rokt_events_async._protocol.statuses import Disposition, classify
+from rokt_events_async._protocol.verdicts import DELIVERED, UNKNOWN, Rejected
 from tests.simulation.world import play, sweep
 
 MAX_SEEDS = 500
@@ -696,7 +698,7 @@ def _() -> Any:
             self._task.uncancel()
         return bool(self._timed_out)
 
-    return replace(_Exchange, "has_timed_out", has_timed_out)
+    return replace(Exchange, "has_timed_out", has_timed_out)
 
 
 @bug("one fresh connection is tried instead of two")
@@ -729,12 +731,12 @@ def _() -> Any:
 
 @bug("there is no time-out")
 def _() -> Any:
-    original = _Timeouts.__init__
+    original = Timeouts.__init__
 
     def init(self: Any, seconds: float) -> None:
         original(self, 1e6)
 
-    return replace(_Timeouts, "__init__", init)
+    return replace(Timeouts, "__init__", init)
 
 
 @bug("the connections stay open")
@@ -760,7 +762,7 @@ def _() -> Any:
             del self._running[first]
             first.time_out()
 
-    return replace(_Timeouts, "_on_time", on_time)
+    return replace(Timeouts, "_on_time", on_time)
 
 
 def classified(statuses: Any, as_what: Disposition) -> Any:
