@@ -14,6 +14,7 @@ import pytest
 
 from rokt_events_async import PartnerEvent
 from rokt_events_async._pipeline.transport import MAX_BODY
+from rokt_events_async._protocol import verdicts as verdicts_module
 from rokt_events_async._protocol.encoding import encode
 from rokt_events_async._protocol.replies import read_errors, says_all_processed
 from rokt_events_async._protocol.verdicts import DELIVERED, UNKNOWN, Rejected, Verdict, match_unprocessed
@@ -220,23 +221,63 @@ def answer_of_a_true_server(
     return json.dumps(root).encode(), accepted, refused
 
 
-@pytest.mark.parametrize("number", range(BATCHES))
-def test_nothing_is_inverted(number: int) -> None:
-    """Times shifted, metadata added, replaced and dropped, all together."""
+def play(number: int, answers: int) -> int:
+    """Matches so many answers. Returns how many events something was claimed of."""
     luck = random.Random(f"inverted {number}")
     claimed = 0
-    for _ in range(ANSWERS // BATCHES):
-        events = close_batch(luck)
-        body, accepted, refused = answer_of_a_true_server(luck, events)
-        verdicts = match_unprocessed(events, body)
-        told = [(encode(one), verdict) for one, verdict in zip(events, verdicts, strict=True)]
+    for _ in range(answers):
+        sent = close_batch(luck)
+        body, accepted, refused = answer_of_a_true_server(luck, sent)
+        verdicts = match_unprocessed(sent, body)
+        told = [(encode(one), verdict) for one, verdict in zip(sent, verdicts, strict=True)]
         delivered = Counter(wire for wire, verdict in told if verdict == DELIVERED)
         rejected = Counter(wire for wire, verdict in told if isinstance(verdict, Rejected))
         assert delivered <= accepted, body
         assert rejected <= refused, body
         claimed += delivered.total() + rejected.total()
+    return claimed
 
-    assert claimed > ANSWERS // BATCHES
+
+@pytest.mark.parametrize("number", range(BATCHES))
+def test_nothing_is_inverted(number: int) -> None:
+    """Times shifted, metadata added, replaced and dropped, all together."""
+    assert play(number, ANSWERS // BATCHES) > ANSWERS // BATCHES
+
+
+def exact_first(echo: Any, alike: Any) -> Any:
+    """An exact fit outranks all others."""
+    near = choose(echo, alike)
+    exact = [kind for kind in near if echo._time == kind.time and echo._contains(kind)]
+    return exact or near
+
+
+def contained(echo: Any, alike: Any) -> Any:
+    """Metadata that was replaced fits an event that was sent without any."""
+    return [
+        kind
+        for kind in alike
+        if echo._fits_type_and_time(kind) and (not echo._metadata or echo._contains(kind))
+    ]
+
+
+choose = verdicts_module._Echo.choose
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "bug"),
+    [
+        (verdicts_module, "_TIME_TOLERANCE", timedelta(0)),
+        (verdicts_module._Echo, "choose", exact_first),
+        (verdicts_module._Echo, "choose", contained),
+    ],
+    ids=["no tolerance", "equal outranks near", "replaced metadata"],
+)
+def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, bug: Any) -> None:
+    """The fuzz is worth what it finds."""
+    monkeypatch.setattr(owner, name, bug)
+    with pytest.raises(AssertionError):  # noqa: PT012 -- whichever batch is the first
+        for number in range(BATCHES):
+            play(number, 500)
 
 
 @pytest.mark.parametrize(
