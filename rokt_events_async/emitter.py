@@ -35,7 +35,12 @@ from rokt_events_async._pipeline.retry import Random
 from rokt_events_async._pipeline.room import closed_error
 from rokt_events_async._pipeline.threadsafe import Listeners, LoopGoneError, run_there
 from rokt_events_async._pipeline.transport import HttpTransport, Transport, check_session
-from rokt_events_async.errors import EmitterClosedError, EmitterNotStartedError, WrongContextError
+from rokt_events_async.errors import (
+    EmitterClosedError,
+    EmitterNotStartedError,
+    InvalidSettingError,
+    WrongContextError,
+)
 from rokt_events_async.events import PartnerEvent
 from rokt_events_async.observers import LoggingObserver, Observer
 from rokt_events_async.outcomes import Delivery, DrainReport, EmitterStats, Health, Outcome, Receipt
@@ -214,7 +219,11 @@ class Emitter:
         if getattr(self._session, "_loop", loop) is not loop:
             raise WrongContextError("the session that was passed in belongs to another event loop")
         if not self._keyring.is_open:
-            await self._keyring.open(now=loop.time())
+            try:
+                await self._keyring.open(now=loop.time())
+            except InvalidSettingError:
+                if self._state == "new":  # Otherwise a close has cancelled the call.
+                    raise
             await self.start()  # Another call may have opened or closed it meanwhile.
             return
         self._home.adopt_running_loop()
@@ -284,6 +293,7 @@ class Emitter:
         if self._state == "new":
             self._state = "closed"
         if self._engine is None:
+            await self._keyring.aclose()
             return DrainReport()
         if self._state == "closed":
             return self._engine.drain.report
@@ -501,16 +511,17 @@ class Emitter:
             f"{stats.in_flight} requests in flight)" + "".join(f", {part}" for part in shown) + ">"
         )
 
-    def _tell_of_exit(self) -> None:
+    def _tell_of_loss(self, what: str) -> None:
+        """Logs how many events are lost with an emitter that nobody has closed."""
         if pending := self.stats.pending:
             events = "1 event" if pending == 1 else f"{pending} events"
-            text = "the program ends while %r is open: %s will be lost unless it is closed before"
-            log(logging.ERROR, text, self, events)
+            log(logging.ERROR, "%r %s: %s will be lost unless it is closed", self, what, events)
 
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
         if self._state in ("new", "closed") or not self._home.is_in_this_process():
             return
         _warn(f"unclosed {self!r}", ResourceWarning, source=self)
+        self._tell_of_loss("was left open")
 
 
 def _wake() -> None:
@@ -525,7 +536,7 @@ def _tell_of_open_emitters() -> None:
     """Says what is lost, where nobody closed an emitter: in a daemon thread, for example."""
     for emitter in tuple(_started):
         if emitter._state in ("open", "closing") and emitter._home.is_in_this_process():
-            emitter._tell_of_exit()
+            emitter._tell_of_loss("is open while the program ends")
 
 
 async def _iterate(

@@ -17,7 +17,7 @@ from typing import Any, Final
 import attrs
 
 from rokt_events_async.outcomes import (
-    CredentialsRefusedError,
+    Cause,
     Delivery,
     DeliveryError,
     DrainReport,
@@ -194,12 +194,8 @@ class LoggingObserver(Observer):
 
     def _tell_of_credentials(self, before: Health, after: Health) -> None:
         if after.state == "credentials_refused":
-            reason = after.last_error.text if after.last_error else "HTTP 401"
-            has_worked = after.stats.delivered > 0
-            what = (
-                "events wait until they work again" if has_worked else "no event can be delivered with them"
-            )
-            self._logger.error("%s; %s", reason, what, extra={"rokt_reason": "credentials"})
+            reason = after.last_error.text if after.last_error else "Rokt refused the credentials"
+            self._logger.error("%s", reason, extra={"rokt_reason": "credentials"})
         elif after.state not in ("closing", "closed"):
             assert before.since is not None, "a state has begun"
             text = "Rokt accepts the credentials again, which it has refused since %s: %s pending"
@@ -219,7 +215,7 @@ class LoggingObserver(Observer):
         self._logger.log(self._level, text, *values, extra={"rokt_pending": after.pending})
 
     def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
-        if isinstance(error, CredentialsRefusedError):
+        if error.cause is Cause.CREDENTIALS:
             return  # `on_health` tells of that, once.
         suppressed = self._admit(error.outcome, now=self._clock())
         if suppressed is not None:

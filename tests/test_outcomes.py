@@ -196,8 +196,8 @@ TWICE = RetryPolicy(max_attempts=2)
         ({}, [404], Cause.STATUS, Cause.STATUS, DeliveryFailedError),
         ({}, [409], Cause.STATUS, Cause.STATUS, DeliveryUnconfirmedError),
         ({}, [422], Cause.REJECTED, None, EventRejectedError),
-        ({}, ["html"], Cause.UNREADABLE, None, DeliveryUnconfirmedError),
-        ({}, ["count-too-high"], Cause.AMBIGUOUS, None, DeliveryUnconfirmedError),
+        ({}, ["html"], Cause.UNREADABLE, Cause.UNREADABLE, DeliveryUnconfirmedError),
+        ({}, ["count-too-high"], Cause.AMBIGUOUS, Cause.AMBIGUOUS, DeliveryUnconfirmedError),
         (
             {"retry": RetryPolicy(retry_unconfirmed=False)},
             ["reset-after"],

@@ -301,6 +301,7 @@ class Batches(Generic[T]):
         if session.open or session.full or session.in_flight or session.is_ready:
             return
         del self._shards[hash(session.id) % _SHARDS][session.id]
+        self.heavy.pop(session.id, None)
         self.sessions -= 1
 
     def take_overdue(

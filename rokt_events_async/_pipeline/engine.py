@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -98,6 +99,7 @@ def assemble(
         hooks=hooks,
         clock=clock,
         now=now,
+        call_later=functools.partial(loop.call_later, context=context),
     )
     settlement = Settlement(ledger, clean=keyring.clean, now=now)
     sender = Sender(

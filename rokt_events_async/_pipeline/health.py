@@ -6,6 +6,7 @@ What is kept is the state that observers know, so that they hear of each change 
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -19,6 +20,8 @@ from rokt_events_async._pipeline.ledger import Ledger
 from rokt_events_async._pipeline.parking import Parking
 from rokt_events_async._pipeline.room import Room
 from rokt_events_async.outcomes import Health, HealthState, LastError
+
+CallLater = Callable[[float, Callable[[], None]], asyncio.TimerHandle]
 
 _CALM: Final = 10.0
 """Seconds without a failure after which "retrying" ends."""
@@ -47,7 +50,10 @@ class HealthMonitor:
         hooks: Hooks,
         clock: Callable[[], datetime],
         now: Callable[[], float],
+        call_later: CallLater,
     ) -> None:
+        self._call_later = call_later
+        self._calm_timer: asyncio.TimerHandle | None = None
         self._breaker = breaker
         self._episode = episode
         self._ledger = ledger
@@ -72,10 +78,23 @@ class HealthMonitor:
         self._last_failure = now
         self._last_error = LastError(reason, self._clock())
         self.refresh()
+        if self._calm_timer is None and self._phase is None:
+            self._calm_timer = self._call_later(_CALM, self._on_calm)
+
+    def _on_calm(self) -> None:
+        """Looks whether "retrying" has ended, which no event tells."""
+        self._calm_timer = None
+        self.refresh()
+        left = self._last_failure + _CALM - self._now()
+        if left > 0:
+            self._calm_timer = self._call_later(left, self._on_calm)
 
     def enter(self, phase: HealthState) -> None:
         """Notes that the emitter is closing, or closed."""
         self._phase = phase
+        if self._calm_timer is not None:
+            self._calm_timer.cancel()
+            self._calm_timer = None
         self.refresh()
 
     def refresh(self) -> None:

@@ -86,6 +86,7 @@ class Pool:
         self._breaker = breaker
         self._on_released = on_released
         self._deadline = settings.deadline
+        self._linger = settings.flush_interval
         self._max_concurrency = settings.max_concurrency
         self._max_retries = max(1, settings.max_concurrency // 2)
         self._retries = {False: 0, True: 0}  # In flight, by whether their session is slow.
@@ -94,7 +95,8 @@ class Pool:
         self._context = context
         self._workers: dict[asyncio.Task[None], None] = {}  # Ordered: a set would be ordered by address.
         self._wake_timer: asyncio.Handle | None = None
-        self._wakes_at = math.inf  # Kept here: uvloop's handle for a time that has come has no `when()`.
+        self._wakes_at = math.inf
+        """When the timer wakes the pool; infinity without one. (uvloop's handle does not always know.)"""
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._closes_at = math.inf
         self._is_stopping = False
@@ -103,8 +105,10 @@ class Pool:
         """Queues an admitted event of that session and size."""
         if self._queue.add(session_id, delivery, now, size):
             self._wake(now)
-        elif self._wake_timer is None or self._breaker.starts_at > now:
-            self._arm()  # Held up by the breaker, it may need the sweep although a wake-up is scheduled.
+        elif self._wakes_at > now + self._linger or self._breaker.starts_at > now:
+            # A wake-up may be scheduled for later, for a parked trip; or nothing may start, and the event
+            # needs the sweep although one is scheduled.
+            self._arm()
 
     def flush(self) -> None:
         """Makes every queued event due now."""
@@ -223,7 +227,7 @@ class Pool:
         self._wake_timer = self._loop.call_at(when, self._on_due, context=self._context)
 
     def _on_due(self) -> None:
-        self._wake_timer = None
+        self._wake_timer, self._wakes_at = None, math.inf
         self._wake(self._loop.time())
 
     def _on_worker_done(self, task: asyncio.Task[None]) -> None:
@@ -364,6 +368,7 @@ class Pool:
             if timer is not None:
                 timer.cancel()
         self._wake_timer = self._sweep_timer = None
+        self._wakes_at = math.inf
 
     def _give_up_some(self) -> bool:
         """Ends a slice of what is parked, then of the queue. Returns True if there was any."""

@@ -139,12 +139,16 @@ class Sender:
             return None
         if self._episode.is_on:
             now = self._now()
-            if self._episode.fails_at_once(now=now):
+            if self._episode.fails_at_once(now=now) and not trip.is_splitting:
                 self._settlement.refuse_credentials(batch, self._episode.reason)
                 return None
-            if now < self._episode.probe_at:  # A half: the other one was the probe.
+            if now < self._episode.probe_at and self._is_held(trip):
                 return self._episode.probe_at - now
             await self._prepare_probe(now)
+            self._drop_overdue(batch)
+            self._drop_expired(batch)
+            if not batch.deliveries:
+                return None
         request = self._next_request(batch)
         began = self._now()
         self._breaker.on_start(now=began)
@@ -158,10 +162,14 @@ class Sender:
                 self._report_request(batch, request, reply, self._now() - began)
         return self._on_reply(trip, batch, reply)
 
+    def _is_held(self, trip: Trip) -> bool:
+        """Returns True if a batch has to wait for the next probe: another one, or its other half, was it."""
+        return self._episode.holds_all or not self._episode.has_worked or trip.is_splitting
+
     async def _prepare_probe(self, now: float) -> None:
         """Lets no other request start meanwhile, and asks for other credentials."""
         self._episode.on_start(now=now)
-        if self._episode.has_worked:
+        if self._episode.has_worked and self._episode.holds_all:
             self._breaker.pause(until=self._episode.probe_at)
         await self._keyring.refresh(now=now)
 
@@ -182,6 +190,8 @@ class Sender:
 
     def _next_request(self, batch: Batch) -> Request:
         batch.request = Request(join([delivery.wire for delivery in batch.deliveries]))
+        batch.began, batch.credentials = self._now(), self._keyring.current
+        batch.was_maybe_accepted = batch.maybe_accepted
         batch.attempts += 1
         self.requests += 1
         self.retries += batch.is_retry
@@ -274,8 +284,8 @@ class Sender:
 
     def _on_no_reply(self, trip: Trip, batch: Batch, reply: NoReply) -> float | None:
         assert batch.request is not None
-        if reply.is_timeout:
-            trip.session.is_slow = True
+        if reply.is_timeout or reply.is_unreadable:
+            trip.session.is_slow = reply.is_timeout
         if not batch.request.went_out:
             batch.last_cause = Cause.UNREACHABLE
             return self._on_failure(trip, batch, reply.reason, None)
@@ -308,10 +318,12 @@ class Sender:
     def _on_failure(self, trip: Trip, batch: Batch, reason: str, reply: Reply | None) -> float | None:
         """Returns the wait after a failed attempt, if the batch is retried."""
         was_open = self._breaker.is_open
+        is_clear = batch.request is not None and not batch.request.went_out
+        is_clear = is_clear or (reply is not None and self._classify(reply) is Disposition.RETRY)
         retry_after = self._note_failure(trip, batch, reason, reply)
         batch.failures += 1
         batch.server_errors += reply is not None and reply.status >= 500 and reply.status != 503
-        if batch.maybe_accepted and not was_open:
+        if batch.was_maybe_accepted and not is_clear and not was_open:
             batch.resends += 1
         wait = self._retry(trip, batch, reason, retry_after)
         is_suspect = batch.server_errors >= _MAX_SERVER_ERRORS and len(batch.deliveries) > 1
@@ -368,9 +380,10 @@ class Sender:
     def _on_answer(self, trip: Trip, batch: Batch, reply: Reply) -> None:
         self._guard.on_answer()
         self._breaker.on_answer()
-        if self._episode.is_on:
+        was_on = self._episode.is_on
+        self._episode.on_answer(began=batch.began)
+        if was_on and not self._episode.is_on:
             self._breaker.resume()
-        self._episode.on_answer()
         if says_all_processed(reply.body, len(batch.deliveries)):
             self._settlement.deliver(batch, batch.deliveries)
             return
@@ -384,6 +397,7 @@ class Sender:
                     self._settlement.reject(batch, delivery, errors)
                 case unknown:
                     cause = Cause.UNREADABLE if unknown.is_unreadable else Cause.AMBIGUOUS
+                    batch.last_cause = cause
                     what = "cannot be read" if unknown.is_unreadable else "does not tell"
                     self._settlement.leave_open(
                         batch, (delivery,), cause, f"HTTP {reply.status}, its answer {what}"
@@ -407,18 +421,28 @@ class Sender:
 
     def _on_credentials_refused(self, trip: Trip, batch: Batch, reply: Reply) -> float | None:
         """Fails the batch if its credentials have never worked; otherwise it waits until they do."""
-        now, credentials = self._now(), self._keyring.current
+        batch.last_cause = Cause.CREDENTIALS
+        credentials = self._keyring.current
+        if batch.credentials is not credentials:  # They have been replaced since: that says nothing of them.
+            return self._retry(trip, batch, f"HTTP {reply.status}")
+        now, episode = self._now(), self._episode
         reason = (
             f"HTTP {reply.status}: Rokt refused the credentials of pub_id {credentials.pub_id!r} "
-            f"with tag_id {credentials.tag_id!r}{in_words(self._settlement.read_errors(reply))}"
+            f"with tag_id {credentials.tag_id!r}"
         )
-        batch.last_cause = Cause.CREDENTIALS
-        self._episode.on_refused(reason, now=now)
-        self._health.on_failure(reason, now=now)
-        if not self._episode.has_worked:
-            self._settlement.refuse_credentials(batch, reason)
+        errors = self._settlement.read_errors(reply)
+        what = (
+            "events wait until it takes them" if episode.has_worked else "no event can be delivered with them"
+        )
+        episode.on_refused(trip.session.id, reason, now=now)
+        self._health.on_failure(f"{reason}{in_words(errors)}; {what}", now=now)
+        if not episode.has_worked:
+            self._settlement.refuse_credentials(batch, reason, errors)
             return None
-        self._breaker.pause(until=self._episode.probe_at)
+        if episode.holds_all:
+            self._breaker.pause(until=episode.probe_at)
+        else:
+            batch.failures += 1  # It may be that session's own trouble: its waits grow.
         return self._retry(trip, batch, f"HTTP {reply.status}")
 
 

@@ -93,11 +93,11 @@ class Settlement:
         for delivery in deliveries:
             self._end(batch, delivery, error, cause, reason, errors)
 
-    def refuse_credentials(self, batch: Batch, reason: str) -> None:
+    def refuse_credentials(self, batch: Batch, reason: str, errors: tuple[ApiError, ...] = ()) -> None:
         """Ends a batch because Rokt refuses the credentials."""
         error = DeliveryUnconfirmedError if batch.maybe_accepted else CredentialsRefusedError
         for delivery in batch.deliveries:
-            self._end(batch, delivery, error, Cause.CREDENTIALS, reason)
+            self._end(batch, delivery, error, Cause.CREDENTIALS, reason, errors)
 
     def abandon(self, deliveries: Iterable[Delivery], cause: Cause, reason: str) -> None:
         """Fails events that were never sent."""

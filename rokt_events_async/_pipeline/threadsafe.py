@@ -7,6 +7,8 @@ import concurrent.futures
 import contextlib
 import functools
 import inspect
+import math
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextvars import Context
 from typing import Any, Final, Generic, TypeVar
@@ -114,11 +116,45 @@ def _never_run(*coroutines: Coroutine[Any, Any, Any]) -> None:
             coroutine.close()
 
 
+class _Outcome(concurrent.futures.Future[T]):
+    """An outcome for other threads, which looks once per second whether the loop is still there.
+
+    A loop that is closed without a word tells nobody.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, lost: Callable[[], Exception]) -> None:
+        super().__init__()
+        self._loop = loop
+        self._lost = lost
+
+    def result(self, timeout: float | None = None) -> T:
+        return super().result(self._look(timeout))
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        return super().exception(self._look(timeout))
+
+    def _look(self, timeout: float | None) -> float | None:
+        """Waits, and returns how much of the time is left."""
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        while not self.done() and (left := end - time.monotonic()) > 0:
+            if concurrent.futures.wait([self], min(_LOOK_AGAIN, left)).done:
+                break
+            if self._loop.is_closed():
+                self.lose()
+        return None if timeout is None else max(0.0, end - time.monotonic())
+
+    def lose(self) -> None:
+        """Tells that the loop has ended before the outcome was known."""
+        with contextlib.suppress(concurrent.futures.InvalidStateError):  # It is told at the same time.
+            if self.set_running_or_notify_cancel():
+                self.set_exception(self._lost())
+
+
 class Listeners(Generic[T]):
     """The futures through which other threads wait for outcomes.
 
     While there are any, an asynchronous generator is open in the loop: a loop that ends closes it, and so
-    tells the threads, which would wait for ever otherwise. (A task would not do. Anybody can cancel it.)
+    tells the threads at once. (A task would not do. Anybody can cancel it.)
 
     Args:
         lost: Makes the error for an outcome that is not known when the loop ends.
@@ -126,13 +162,13 @@ class Listeners(Generic[T]):
 
     def __init__(self, lost: Callable[[], Exception]) -> None:
         self._lost = lost
-        self._open: dict[concurrent.futures.Future[T], None] = {}
+        self._open: dict[_Outcome[T], None] = {}
         self._sentinel: AsyncGenerator[None, None] | None = None
         self._all_told: asyncio.Future[None] | None = None
 
     def follow(self, source: asyncio.Future[T]) -> concurrent.futures.Future[T]:
         """Returns a future for other threads. Must be called on the loop."""
-        outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+        outcome: _Outcome[T] = _Outcome(source.get_loop(), self._lost)
         self._open[outcome] = None
         source.add_done_callback(functools.partial(self._tell, outcome), context=Context())
         if self._sentinel is None:
@@ -146,7 +182,7 @@ class Listeners(Generic[T]):
             self._all_told = asyncio.get_running_loop().create_future()
             await self._all_told
 
-    def _tell(self, outcome: concurrent.futures.Future[T], source: asyncio.Future[T]) -> None:
+    def _tell(self, outcome: _Outcome[T], source: asyncio.Future[T]) -> None:
         if outcome not in self._open:
             return  # The future has been told that the outcome is lost.
         del self._open[outcome]
@@ -154,23 +190,29 @@ class Listeners(Generic[T]):
             _copy(source, outcome)  # It calls the callbacks of the application, which may raise anything.
         finally:
             if not self._open:
-                self._end_watch()
-
-    def _end_watch(self) -> None:
-        sentinel, self._sentinel = self._sentinel, None
-        if sentinel is not None:
-            _step(sentinel.aclose())
-        if self._all_told is not None and not self._all_told.done():
-            self._all_told.set_result(None)
+                sentinel, self._sentinel = self._sentinel, None
+                if sentinel is not None:
+                    _step(sentinel.aclose())
 
     async def _watch_for_the_end(self) -> AsyncGenerator[None, None]:
         try:
             yield
         finally:
+            self._sentinel = None
+            if self._all_told is not None and not self._all_told.done():
+                self._all_told.set_result(None)
             lost, self._open = self._open, {}
-            for outcome in lost:
-                if outcome.set_running_or_notify_cancel():
-                    outcome.set_exception(self._lost())
+            _tell_all(list(lost))
+
+
+def _tell_all(lost: list[_Outcome[Any]]) -> None:
+    """Tells each of them, whatever the callbacks of the others raise."""
+    try:
+        while lost:
+            lost.pop(0).lose()
+    finally:
+        if lost:
+            _tell_all(lost)
 
 
 def _step(awaitable: Awaitable[Any]) -> None:

@@ -12,10 +12,14 @@ After a loop that was held, its timers fall due before what has arrived meanwhil
 """
 
 
+_HELD: Final = 0.05
+"""Seconds by which a timer comes late if a callback of the application has held the loop."""
+
+
 class Exchange:
     """One exchange in flight, and the task to interrupt when its time is up."""
 
-    __slots__ = ("_cancelling", "_task", "_timed_out", "deadline")
+    __slots__ = ("_cancelling", "_task", "_timed_out", "deadline", "is_renewed")
 
     def __init__(self, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
         task = asyncio.current_task(loop)  # With the loop given, no system call is needed.
@@ -24,8 +28,11 @@ class Exchange:
         self._cancelling = task.cancelling()
         self._timed_out = False
         self.deadline = deadline
+        self.is_renewed = False
+        """True if its time began anew, because the loop was held."""
 
     def time_out(self) -> None:
+        """Interrupts the task."""
         self._timed_out = True
         self._task.cancel()
 
@@ -69,9 +76,21 @@ class Timeouts:
                 self._timer = self._loop.call_at(first.deadline, self._on_time)
                 return
             del self._running[first]
+            if self._loop.time() > first.deadline + _HELD and not first.is_renewed:
+                self._renew(first)
+                continue
             if not self._due:
                 self._loop.call_soon(self._on_turn)
             self._due[first] = _TURNS
+
+    def _renew(self, exchange: Exchange) -> None:
+        """Gives an exchange its time anew, once: the loop was held, and that is not the server's silence.
+
+        Its request may not even have been written.
+        """
+        exchange.is_renewed = True
+        exchange.deadline = self._loop.time() + self._seconds
+        self._running[exchange] = None  # At the end: no other has a later deadline.
 
     def _on_turn(self) -> None:
         """Lets the loop turn, so that it reads what is there, before it interrupts anything."""

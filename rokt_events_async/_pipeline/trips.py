@@ -13,6 +13,7 @@ from collections.abc import Callable
 from rokt_events_async._pipeline.batching import Session
 from rokt_events_async._pipeline.transport import Request
 from rokt_events_async.outcomes import Cause, Delivery
+from rokt_events_async.settings import Credentials
 
 
 class Batch:
@@ -20,6 +21,8 @@ class Batch:
 
     __slots__ = (
         "attempts",
+        "began",
+        "credentials",
         "deliveries",
         "failures",
         "halves",
@@ -33,6 +36,7 @@ class Batch:
         "server_errors",
         "status",
         "unreadable",
+        "was_maybe_accepted",
     )
 
     def __init__(self, deliveries: list[Delivery]) -> None:
@@ -49,10 +53,16 @@ class Batch:
         """Why the last attempt failed, in words."""
         self.last_cause: Cause | None = None
         """Why the last attempt failed, as a value."""
+        self.began = -math.inf
+        """When its last request began."""
+        self.credentials: Credentials | None = None
+        """The credentials of its last request."""
         self.unreadable = 0
         """How many answers could not be read as HTTP."""
         self.is_retry = False
         """True if its next request repeats one that failed."""
+        self.was_maybe_accepted = False
+        """True if its last request sent again what Rokt may have accepted."""
         self.maybe_accepted = False
         """True if an answer was lost, so that Rokt may have accepted the events."""
         self.is_resent = False
@@ -70,6 +80,7 @@ class Batch:
         """Draws the consequence of a request without a reply: if it went out, Rokt may have accepted it."""
         if self.request is not None and self.request.went_out:
             self.maybe_accepted = True
+            self.last_cause = Cause.NO_ANSWER
 
     def take_front(self, is_overdue: Callable[[Delivery], bool]) -> list[Delivery]:
         """Takes overdue events out, from the front."""

@@ -7,8 +7,10 @@ stands twice in an object, or in two casings, makes the whole answer contradicto
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any, Final
 
 import attrs
@@ -51,10 +53,12 @@ class Unprocessed:
 
     Attributes:
         echo: The event as the server wrote it, keys in lower case; `None` if that is no event.
+        calls_type_invalid: True if its type may be among what is wrong; then it identifies no event.
     """
 
     echo: dict[str, Any] | None
     errors: tuple[ApiError, ...]
+    calls_type_invalid: bool = False
 
 
 @attrs.frozen
@@ -85,8 +89,9 @@ def says_all_processed(body: bytes | None, count: int) -> bool:
         and type(processed := root.get("processedEventsCount")) is int
         and processed == count
         and root.get("unprocessedEvents") == []
+        and (root.get("success") is None or type(root["success"]) is bool)
         and body is not None
-        and (len(body) == len(orjson.dumps(root)) or _count_keys(body) == len(root))  # None stands twice.
+        and (len(body) == len(orjson.dumps(root)) or not _has_doubled_keys(body, root))
     )
 
 
@@ -110,7 +115,7 @@ def read_answer(body: bytes | None, clean: Clean = clean, *, at_most: int = 100)
     shared: dict[tuple[ApiError, ...], tuple[ApiError, ...]] = {}
     read = [_read_unprocessed(item, seen, clean, shared) for item in unprocessed[:at_most]]
     read += [_UNREAD] * (len(unprocessed) - len(read))
-    is_contradictory = seen.is_doubled or _count_keys(body) != _count_keys(orjson.dumps(root))
+    is_contradictory = seen.is_doubled or _has_doubled_keys(body, root)
     return Answer(processed, tuple(read), is_contradictory)
 
 
@@ -126,7 +131,9 @@ def read_errors(body: bytes | None, clean: Clean = clean) -> tuple[ApiError, ...
     if root is None:
         return ()
     root = lower_keys(root)
-    return _bounded(_read_errors(root.get("errors"), clean)) or _bounded(_read_title(root, clean))
+    return _bounded(_read_errors(root.get("errors"), _Keys().lower, clean)) or _bounded(
+        _read_title(root, clean)
+    )
 
 
 def lower_keys(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,17 +161,55 @@ class _Keys:
 
 
 _BEFORE_COLON: Final = re.compile(rb'"[ \t\r\n]+:')
+_STRING_WITH_COLON: Final = re.compile(rb'[\[{,:][ \t\r\n]*":')
+_OPENERS: Final = bytes.maketrans(b"[{,", b":::")
+"""What may stand before a string, all written as a colon."""
+
+_BLANKS: Final = b" \t\r\n"
 
 
-def _count_keys(text: bytes) -> int:
-    """Returns how many keys all objects of a valid JSON text have together, those that stand twice included.
+def _has_doubled_keys(body: bytes, root: dict[str, Any]) -> bool:
+    """Returns True if a key stands twice in an object of the body, which was read as `root`.
 
-    Without its escaped characters, a quotation mark before a colon ends a key, and nothing else.
+    Reading keeps one of them, so that fewer keys are written again than there were. An answer that cannot
+    be written again, because it is nested too deeply, counts as well.
+    """
+    try:
+        before, kept = _count_keys(body), _count_keys(orjson.dumps(root))
+        if before is None or kept is None:
+            return _finds_doubled_keys(body)
+    except (TypeError, ValueError, RecursionError):
+        return True
+    return before != kept
+
+
+def _count_keys(text: bytes) -> int | None:
+    """Returns how many keys all objects of a JSON text have together; `None` if that is not told quickly.
+
+    Without its escaped characters, a quotation mark before a colon ends a key, unless it begins a string
+    that begins with a colon.
     """
     if b"\\" in text:
         text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    is_spaced = len(text.translate(None, b" \t\r\n")) < len(text)
-    return text.count(b'":') + (len(_BEFORE_COLON.findall(text)) if is_spaced else 0)
+    is_spaced = len(text.translate(None, _BLANKS)) < len(text)
+    if is_spaced:
+        if _STRING_WITH_COLON.search(text):
+            return None
+        return text.count(b'":') + len(_BEFORE_COLON.findall(text))
+    if b':":' in text.translate(_OPENERS):
+        return None
+    return text.count(b'":')
+
+
+def _finds_doubled_keys(body: bytes) -> bool:
+    is_doubled = False
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        nonlocal is_doubled
+        is_doubled |= len({name for name, _ in pairs}) < len(pairs)
+
+    json.loads(body.removeprefix(_BOM), object_pairs_hook=look)
+    return is_doubled
 
 
 def _read_object(body: bytes | None) -> dict[str, Any] | None:
@@ -181,8 +226,13 @@ def _read_unprocessed(
     data: Any, seen: _Keys, clean: Clean, shared: dict[tuple[ApiError, ...], tuple[ApiError, ...]]
 ) -> Unprocessed:
     item = seen.lower(data) or {}
-    errors = _bounded(_read_errors(item.get("errors"), clean))
-    return Unprocessed(seen.lower(item.get("event")), shared.setdefault(errors, errors))
+    raw = item.get("errors")
+    found = list(_read_errors(raw, seen.lower, clean))
+    calls_type_invalid = any(error.code == "InvalidEventType" for error in found) or (
+        isinstance(raw, (list, dict)) and len(raw) > _MAX_ERRORS
+    )
+    errors = _bounded(found)
+    return Unprocessed(seen.lower(item.get("event")), shared.setdefault(errors, errors), calls_type_invalid)
 
 
 def _bounded(errors: Iterable[ApiError]) -> tuple[ApiError, ...]:
@@ -201,15 +251,21 @@ _ERROR: Final = 64
 """What an error costs beside its text, in bytes, about."""
 
 
-def _read_errors(data: Any, clean: Clean) -> Iterable[ApiError]:
+_MAX_ERRORS: Final = 64
+"""How many errors of one event, or of one refusal, are read."""
+
+
+def _read_errors(
+    data: Any, lower: Callable[[Any], dict[str, Any] | None], clean: Clean
+) -> Iterable[ApiError]:
     if isinstance(data, dict):  # A problem document: each field with a list of messages.
-        for field, messages in data.items():
-            for message in messages if isinstance(messages, list) else [messages]:
+        for field, messages in islice(data.items(), _MAX_ERRORS):
+            for message in messages[:_MAX_ERRORS] if isinstance(messages, list) else [messages]:
                 yield ApiError(clean(field), clean(message) if isinstance(message, str) else "")
     elif isinstance(data, list):
-        for item in data:
-            if isinstance(item, dict):
-                yield _read_error(lower_keys(item), clean)
+        for item in data[:_MAX_ERRORS]:
+            if (lowered := lower(item)) is not None:
+                yield _read_error(lowered, clean)
 
 
 def _read_error(item: dict[str, Any], clean: Clean) -> ApiError:

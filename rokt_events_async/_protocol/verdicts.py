@@ -256,9 +256,12 @@ class _Echo:
         if client is None or session is None or parent is None:
             return
         self.ids = client, _as_id(session), _as_id(parent)
-        self._type, self._fits_any_type = _read_type(echo.get("eventtype"), unprocessed.errors)
+        event_type = echo.get("eventtype")
+        self._type = event_type.casefold() if isinstance(event_type, str) else None
+        self._fits_any_type = event_type == "Unknown" or unprocessed.calls_type_invalid
         self._time, self._fits_any_time = _read_time(echo.get("eventtime"))
-        self._metadata = echo.get("metadata")
+        metadata = echo.get("metadata")
+        self._metadata = None if metadata == [] else metadata
         self._text: bytes | None = None
         self._pairs: _Pairs | None = None
         self._has_read_pairs = False
@@ -270,7 +273,7 @@ class _Echo:
         metadata only, the server may have replaced that, and it fits none for certain.
         """
         near = [kind for kind in alike if self._fits_type_and_time(kind)]
-        if not self._metadata:
+        if self._metadata is None:
             return near
         contained = [kind for kind in near if self._contains(kind)]
         if len(contained) == len(near) or any(kind.metadata for kind in contained):
@@ -284,7 +287,7 @@ class _Echo:
 
     def tells_all_of(self, kind: _Kind) -> bool:
         """Returns True if each field of events that it fits was compared."""
-        is_silent = self._fits_any_time or (kind.metadata and not self._metadata)
+        is_silent = self._fits_any_time or bool(kind.metadata) is not bool(self._metadata)
         return self._type == kind.type and not is_silent
 
     def _contains(self, kind: _Kind) -> bool:
@@ -316,12 +319,6 @@ def _as_id(value: str) -> str:
     return value.lower() if _UUID.fullmatch(value) else value
 
 
-def _read_type(value: Any, errors: tuple[ApiError, ...]) -> tuple[str | None, bool]:
-    """Returns the type as it is compared, and whether it fits any."""
-    is_called_invalid = any(error.code == "InvalidEventType" for error in errors)
-    return value.casefold() if isinstance(value, str) else None, value == "Unknown" or is_called_invalid
-
-
 def _read_time(value: Any) -> tuple[datetime | None, bool]:
     """Returns the time, and whether it fits any."""
     if value is None or value == "":
@@ -333,21 +330,34 @@ def _read_time(value: Any) -> tuple[datetime | None, bool]:
     return moment, moment == DEFAULT_TIME
 
 
+_MAX_PAIRS: Final = 1000
+"""How many metadata pairs of an echo are read, unless they are as they were sent."""
+
+
 def _read_pairs(value: list[Any]) -> _Pairs | None:
     """Returns the pairs, or `None` if that is no metadata. Nearly always all have the keys of the first."""
-    names = ("Name", "Value") if isinstance(value[0], dict) and "Name" in value[0] else ("name", "value")
+    if len(value) > _MAX_PAIRS or not all(
+        isinstance(item, dict) and len(item) <= _MAX_KEYS for item in value
+    ):
+        return None
+    names = ("Name", "Value") if "Name" in value[0] else ("name", "value")
     try:
+        if set(map(len, value)) != {2}:
+            raise KeyError
         pairs = list(map(itemgetter(*names), value))
-    except (KeyError, TypeError):
-        if not all(isinstance(item, dict) for item in value):
-            return None
-        lowered = map(lower_keys, value)
-        pairs = [(item.get("name"), item.get("value") or "") for item in lowered]
+    except KeyError:
+        lowered = list(map(lower_keys, value))
+        if list(map(len, lowered)) != list(map(len, value)):
+            return None  # A key in two casings.
+        pairs = [(item.get("name"), item.get("value")) for item in lowered]
     if not _are_strings(pairs):
-        pairs = [(name, text or "") for name, text in pairs]
+        pairs = [(name, "" if text is None else text) for name, text in pairs]
         if not _are_strings(pairs):
             return None
     return Counter(pairs)
+
+
+_MAX_KEYS: Final = 16
 
 
 def _are_strings(pairs: list[tuple[Any, Any]]) -> bool:

@@ -21,7 +21,9 @@ from rokt_events_async import (
     RetryPolicy,
 )
 from rokt_events_async._pipeline.keyring import ASK_AGAIN, Episode, Keyring
-from rokt_events_async.sandbox import Sandbox
+from rokt_events_async._pipeline.transport import Request
+from rokt_events_async._protocol.replies import Reply
+from rokt_events_async.sandbox import Fault, Sandbox
 from tests.samples import CREDENTIALS, emitter_for, event
 
 LOGGER = "rokt_events_async"
@@ -38,19 +40,19 @@ def test_credentials_that_never_worked_fail_at_once() -> None:
     """But for one probe per wait."""
     episode = Episode(wait=1.5)
     assert not episode.fails_at_once(now=0.0)
-    episode.on_refused("HTTP 401", now=10.0)
+    episode.on_refused("s", "HTTP 401", now=10.0)
     assert [episode.fails_at_once(now=now) for now in (10.0, 11.4, 11.5)] == [True, True, False]
     episode.on_start(now=11.5)
     assert episode.fails_at_once(now=11.6)
-    episode.on_answer()
+    episode.on_answer(began=11.5)
     assert not episode.fails_at_once(now=11.6)
 
 
 def test_credentials_that_have_worked_let_events_wait() -> None:
     """It is an outage then."""
     episode = Episode(wait=1.5)
-    episode.on_answer()
-    episode.on_refused("HTTP 401", now=10.0)
+    episode.on_answer(began=1.0)
+    episode.on_refused("s", "HTTP 401", now=10.0)
 
     assert episode.is_on
     assert not episode.fails_at_once(now=10.0)
@@ -77,7 +79,7 @@ async def test_wrong_from_the_start_costs_one_request_per_wait(caplog: pytest.Lo
         assert isinstance(error, CredentialsRefusedError)
         assert (error.cause, error.can_send_again) == (Cause.CREDENTIALS, True)
 
-    (told,) = [text for text in messages(caplog) if "no event can be delivered with them" in text]
+    (told,) = [text for text in messages(caplog) if "no event can be delivered" in text]
     assert told.startswith("HTTP 401: Rokt refused the credentials of pub_id 'rpub-wrong' with tag_id '7'")
     assert "SandboxUnauthorized: Credentials or tag id are missing" in told
 
@@ -122,6 +124,68 @@ async def test_halves_of_a_probe_are_probes_of_their_own(sandbox: Sandbox) -> No
         await asyncio.gather(*[await emitter.track(event()) for _ in range(4)], return_exceptions=True)
 
         assert loop.time() - began > 4 * 1.0
+
+
+def test_an_answer_older_than_the_refusal_ends_nothing() -> None:
+    """Its request began before: the credentials worked then."""
+    episode = Episode(wait=1.5)
+    episode.on_refused("s", "HTTP 401", now=10.0)
+    episode.on_answer(began=9.0)
+    assert (episode.is_on, episode.has_worked) == (True, True)
+    episode.on_answer(began=10.5)
+    assert not episode.is_on
+
+
+def test_one_session_alone_holds_up_no_other() -> None:
+    """It may be that session's own trouble; two are the credentials'."""
+    episode = Episode(wait=1.5)
+    episode.on_answer(began=1.0)
+    episode.on_refused("s1", "HTTP 403", now=10.0)
+    episode.on_refused("s1", "HTTP 403", now=12.0)
+    assert not episode.holds_all
+    episode.on_refused("s2", "HTTP 403", now=12.0)
+    assert episode.holds_all
+
+
+async def test_a_session_that_a_front_refuses_holds_up_no_other(sandbox: Sandbox) -> None:
+    """One payload is always answered 403; the others go on."""
+
+    class Front:
+        async def post(self, request: Request) -> Reply:
+            await asyncio.sleep(0.01)
+            request.went_out = True
+            if b"poison" in request.body:
+                return Reply(403, {}, b"")
+            count = request.body.count(b"eventType")
+            return Reply(200, {}, b'{"processedEventsCount":%d,"unprocessedEvents":[]}' % count)
+
+        async def aclose(self) -> None:
+            """Holds nothing."""
+
+    loop = asyncio.get_running_loop()
+    async with Emitter(CREDENTIALS, flush_interval=0, close_timeout=0, _transport=Front()) as emitter:
+        await emitter.deliver(event("first"))
+        await emitter.track(event("poison"))
+        for number in range(100):
+            began = loop.time()
+            await emitter.deliver(event(f"s{number}"))
+            assert loop.time() - began < 0.1
+            await asyncio.sleep(0.1)
+
+
+async def test_a_late_refusal_of_old_credentials_says_nothing(sandbox: Sandbox) -> None:
+    """They were replaced while the request was under way."""
+    others = Credentials("rpub-test", "rsec-rotated", sandbox.credentials.tag_id)
+    provide, _ = asked(sandbox.credentials, others)
+    async with Emitter(provide, endpoint=sandbox.url, flush_interval=0) as emitter:
+        await emitter.deliver(event())
+        sandbox.fail_next(Fault(delay=1.0))
+        slow = await emitter.track(event("slow"))
+        await asyncio.sleep(0.1)
+        emitter._keyring._use(others)
+        sandbox.credentials = others
+        sandbox.fail_next(401)
+        assert (await slow).attempts >= 1
 
 
 # Providers.
@@ -190,7 +254,7 @@ async def test_a_provider_is_asked_seldom(sandbox: Sandbox) -> None:
     loop = asyncio.get_running_loop()
     async with Emitter(provide, endpoint=sandbox.url, flush_interval=0) as emitter:
         await emitter.deliver(event())
-        sandbox.fail_next(*[401] * 40)
+        sandbox.fail_next(*[401] * 6)
         began = loop.time()
         await emitter.deliver(event())
 
@@ -273,6 +337,121 @@ async def test_a_call_that_still_runs_is_left_at_the_close(sandbox: Sandbox) -> 
         await emitter.track(event())
         await asyncio.sleep(2.0)
 
+    assert not [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), LookupError("sealed")])
+async def test_a_provider_that_is_cancelled_inside_ends_no_event(
+    sandbox: Sandbox, caplog: pytest.LogCaptureFixture, error: BaseException
+) -> None:
+    """It has failed, and nobody has cancelled the emitter's own work."""
+    answers: list[Any] = [sandbox.credentials]
+
+    async def provide() -> Credentials:
+        if not answers:
+            raise error
+        made: Credentials = answers.pop()
+        return made
+
+    async with Emitter(provide, endpoint=sandbox.url, flush_interval=0) as emitter:
+        await emitter.deliver(event())
+        await asyncio.sleep(ASK_AGAIN)
+        sandbox.fail_next(401)
+        await emitter.deliver(event())
+
+    assert sum("the provider of credentials failed" in text for text in messages(caplog)) == 1
+
+
+async def test_a_provider_that_swallows_its_cancellation(sandbox: Sandbox) -> None:
+    """The close keeps its deadline."""
+    answers = [sandbox.credentials]
+    stop = asyncio.Event()
+
+    async def provide() -> Credentials:
+        while not answers:
+            try:
+                await stop.wait()
+                break
+            except asyncio.CancelledError:
+                continue
+        return answers.pop() if answers else CREDENTIALS
+
+    loop = asyncio.get_running_loop()
+    emitter = Emitter(provide, endpoint=sandbox.url, flush_interval=0, observers=[])
+    async with emitter:
+        await emitter.deliver(event())
+        await asyncio.sleep(ASK_AGAIN)
+        sandbox.fail_next(*[401] * 50)
+        await emitter.track(event())
+        await asyncio.sleep(2.0)
+        began = loop.time()
+        await emitter.aclose(0.2)
+        assert loop.time() - began < 2.5
+    stop.set()
+    await asyncio.sleep(0)
+
+
+async def test_an_answer_that_comes_late_is_used() -> None:
+    """A provider slower than `request_timeout` takes effect all the same."""
+    release = asyncio.Event()
+    others = Credentials("rpub-test", "rsec-rotated", CREDENTIALS.tag_id)
+    answers = [CREDENTIALS, others]
+
+    async def provide() -> Credentials:
+        if len(answers) == 1:
+            await release.wait()
+        return answers.pop(0)
+
+    keyring = Keyring(provide, timeout=1)
+    await keyring.open(now=0.0)
+    await keyring.refresh(now=ASK_AGAIN)
+    assert keyring.current is CREDENTIALS
+    release.set()
+    await asyncio.sleep(0.01)
+    assert keyring.current is others
+
+
+async def test_a_late_failure_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Also if nobody waits for it any more."""
+    release = asyncio.Event()
+    answers = [CREDENTIALS]
+
+    async def provide() -> Credentials:
+        if answers:
+            return answers.pop()
+        await release.wait()
+        raise LookupError("sealed")
+
+    keyring = Keyring(provide, timeout=1)
+    await keyring.open(now=0.0)
+    await keyring.refresh(now=ASK_AGAIN)
+    release.set()
+    await asyncio.sleep(0.01)
+    assert [text.rpartition(": ")[2] for text in messages(caplog)] == [
+        "the provider of credentials has not answered within 1 s",
+        "LookupError",
+    ]
+
+
+async def test_a_plain_provider_that_raises_stop_iteration() -> None:
+    """No future can carry that."""
+    keyring = Keyring(lambda: next(iter(())), timeout=1)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await keyring.open(now=0.0)
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing() -> None:
+    """Once the emitter is closed."""
+
+    async def provide() -> Credentials:
+        await asyncio.Event().wait()
+        return CREDENTIALS
+
+    emitter = Emitter(provide)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await emitter.start()
+    await emitter.aclose()
     assert not [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
 
 

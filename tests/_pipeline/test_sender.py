@@ -391,7 +391,7 @@ async def test_what_may_have_been_accepted_is_not_sent_for_ever() -> None:
     async with Sandbox(faults={504: 1.0}) as down:
         policy = RetryPolicy(max_unconfirmed_attempts=3)
         async with emitter_for(down, flush_interval=0, retry=policy) as emitter:
-            with pytest.raises(DeliveryUnconfirmedError, match="3 attempts, and Rokt may have accepted"):
+            with pytest.raises(DeliveryUnconfirmedError, match="4 attempts, and Rokt may have accepted"):
                 await emitter.deliver(event())
 
 

@@ -597,4 +597,4 @@ for number in range(3):
     )
 """
     )
-    assert "3 events will be lost unless it is closed before" in err
+    assert "is open while the program ends: 3 events will be lost unless it is closed" in err

@@ -42,3 +42,17 @@ def test_a_secret_is_hidden_also_where_the_text_is_cut(before: int) -> None:
 
     assert "rsec" not in cleaned
     assert len(cleaned.encode()) <= MAX_TEXT
+
+
+def test_secrets_that_stand_there_often() -> None:
+    """What is replaced makes room for what comes after it; no part of a secret is shown all the same."""
+    secret = "rsec-" + "abcdefghijklmnopqrstuvwxyz0123456789" * 2
+    for count in (30, 60, 500, 5000):
+        cleaned = clean(secret * count, secrets=(secret,))
+        assert set(cleaned.replace("<hidden>", "").replace("...", "")) <= set("<hidden>.")
+        assert "rsec" not in cleaned
+
+
+def test_a_secret_that_begins_as_another() -> None:
+    """As a provider's may."""
+    assert clean("got rsec-abcdef", secrets=("rsec-abc", "rsec-abcdef")) == "got <hidden>"

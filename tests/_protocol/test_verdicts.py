@@ -245,6 +245,17 @@ def test_an_exact_echo_does_not_outrank_another_that_fits() -> None:
         b'{"processedEventsCount":2,"unprocessedEvents":[1],"unprocessedEvents" : []}',
         b'{"processedEventsCount":2,"unprocessed\\u0045vents":[],"unprocessedEvents":[{}]}',
         answer(1, echo_of(A) | {"sessionID": "x"}),
+        answer(1, echo_of(A), errors=[{"code": "X", "Code": "InvalidEventType"}]),
+        b'{"processedEventsCount":0,"processedEventsCount":2,"unprocessedEvents":[],"success":[1e15,1e12]}',
+        answer(1, echo_of(B), errors=[{"code": "x", "message": "MARK"}])
+        .replace(b'"sessionId"', b'"parentGuid":"a","sessionId"')
+        .replace(b"MARK", b"\\u0022: bad"),
+        answer(1, echo_of(B), errors=[{"code": "x", "message": "MARK"}])
+        .replace(b'"sessionId"', b'"parentGuid":"a","sessionId"')
+        .replace(b'": ', b'":')
+        .replace(b"MARK", b"\\u005c: bad"),
+        b'{"processedEventsCount":2,"unprocessedEvents":[],"success":' + b"[" * 254 + b"]" * 254 + b"}",
+        b'{"processedEventsCount":2,"unprocessedEvents":[],"x":' + b"[" * 900 + b"]" * 900 + b"}",
         answer(1, echo_of(B)).replace(b'"sessionId"', b'"parentGuid":"x","sessionId"'),
     ],
 )
@@ -436,3 +447,37 @@ def test_no_more_than_four_echoes_per_event_are_read() -> None:
 
     assert match_unprocessed([sent], within) == [REFUSED]
     assert match_unprocessed([sent], beyond) == [UNKNOWN]
+
+
+@pytest.mark.parametrize("text", ['":)', '\\": x', ":", '"', '":', 'a,":b'])
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": "), (" , ", " : ")])
+def test_any_text_of_a_customer_is_no_contradiction(text: str, separators: tuple[str, str]) -> None:
+    """However a server escapes it."""
+    sent = timed(parent_guid="a", metadata={"smile": text})
+    body = json.dumps(json.loads(answer(1, echo_of(sent))), separators=separators)
+    for form in (body, body.replace('\\"', "\\u0022"), body.replace("\\\\", "\\u005c")):
+        verdicts = match_unprocessed([sent, B], form.encode())
+        assert [type(verdict) for verdict in verdicts] == [Rejected, type(DELIVERED)], form
+
+
+def test_an_invalid_type_is_seen_beyond_the_cut_of_the_errors() -> None:
+    """Their text is cut; what they say of the type is not."""
+    other = attrs.evolve(A, event_type="SignalResponse")
+    long = [{"code": f"E{number}", "message": "m" * 100} for number in range(30)]
+    errors = [*long, {"code": "InvalidEventType", "message": ""}]
+
+    assert match_unprocessed([A, other], answer(1, echo_of(A), errors=errors)) == [UNKNOWN] * 2
+    assert match_unprocessed([A, other], answer(1, echo_of(A), errors=long * 10)) == [UNKNOWN] * 2
+    assert match_unprocessed([A, other], answer(1, echo_of(A), errors=long))[1] is DELIVERED
+
+
+@pytest.mark.parametrize("value", [0, False, [], {}, 1.5])
+def test_a_metadata_value_of_another_type_fits_none(value: Any) -> None:
+    """Only missing, null and `""` are the same."""
+    empty, zero = (timed(parent_guid="p", metadata={"k": text}) for text in ("", "0"))
+    body = answer(1, echo_of(empty, metadata=[{"name": "k", "value": value}]))
+    assert match_unprocessed([empty, zero], body) == [UNKNOWN] * 2
+    body = answer(1, echo_of(empty, metadata=[{"name": "k", "value": None}]))
+    assert isinstance(match_unprocessed([empty, A], body)[0], Rejected)
+    two = answer(1, echo_of(empty, metadata=[{"name": "k", "value": "", "Value": "0"}]))
+    assert match_unprocessed([empty, zero], two) == [UNKNOWN] * 2

@@ -592,6 +592,17 @@ def _() -> Any:
     return replace(Pool, "enqueue", enqueue)
 
 
+@bug("a fresh batch waits for the wake-up of a parked trip")
+def _() -> Any:
+    def enqueue(self: Any, session_id: str, delivery: Any, size: int, now: float) -> None:
+        if self._queue.add(session_id, delivery, now, size):
+            self._wake(now)
+        elif self._wake_timer is None or self._breaker.starts_at > now:
+            self._arm()
+
+    return replace(Pool, "enqueue", enqueue)
+
+
 @bug("a session's share is not given back")
 def _() -> Any:
     return replace(Batches, "settle", lambda self, session, *, items, size: None)
@@ -831,7 +842,7 @@ def _() -> Any:
 
 @bug("events fail at once though the credentials have worked")
 def _() -> Any:
-    def on_answer(self: Any) -> None:
+    def on_answer(self: Any, *, began: float) -> None:
         self.is_on = False
 
     return replace(Episode, "on_answer", on_answer)
@@ -858,7 +869,7 @@ def _() -> Any:
 
 @bug("a 2xx does not end an episode")
 def _() -> Any:
-    def on_answer(self: Any) -> None:
+    def on_answer(self: Any, *, began: float) -> None:
         self.has_worked = True
 
     return replace(Episode, "on_answer", on_answer)

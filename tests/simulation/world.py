@@ -7,6 +7,7 @@ import contextlib
 import gc
 import itertools
 import logging
+import math
 import random
 import socket
 import warnings
@@ -95,7 +96,7 @@ THEMES = (
 EXTRA = ("splits",) * 4 + ("splits of all",) * 2 + ("busy session",) * 2 + ("credentials",) * 2
 """Themes that have more to find."""
 
-HELD_UP = 2.5
+HELD_UP = 0.3
 """Seconds: one retry wait, and the interval of the trickle."""
 
 SLACK = 1.5
@@ -144,7 +145,7 @@ class World:
         self._closed_at_once: list[float] = []
         self.suspicions: list[str] = []
         self._had_good_connections = False
-        self._waiting_since = 0.0
+        self._blocked_at = 0.0
         self._offsets: list[tuple[float, timedelta]] = [(0.0, timedelta(0))]
 
         share = 0.0 if calm else luck.choice([0.0, 0.05, 0.3, 0.7, 0.95])
@@ -730,22 +731,21 @@ class World:
                 self.violated(f"5: {session} holds {count} events, at most {share}")
 
     def _check_held_up(self, emitter: Emitter) -> None:
-        """Invariant 10: a due batch starts within a retry wait, if a slot is free and others are answered."""
+        """Invariant 10: a due batch starts at once, if a slot is free and nothing holds all of them up."""
         assert emitter._engine is not None
         pool, now = emitter._engine.pool, self.now()
         is_free = emitter.stats.in_flight < self.settings["max_concurrency"]
-        waits = pool._queue.due_since(now=now) <= now and emitter._state == "open"
+        due_since = _fresh_since(pool)
         opened_at = self.eye.opened_at
         if opened_at is not None and self.eye.answered_at > opened_at:
             self.violated("10: the breaker is open after an answer")
         is_paused = opened_at is not None or now < self.eye.paused_until  # For all, by a rate limiter.
-        is_paused = is_paused or self.eye.refused_at is not None
-        if not (is_free and waits) or is_paused or self.eye.started_at >= now or self.is_hurried:
-            self._waiting_since = now
-        elif now - self._waiting_since > HELD_UP + self.held and self.eye.answered_at > self._waiting_since:
-            self.violated(
-                f"10: a due batch was held up for {now - self._waiting_since} s: {pool._breaker.is_open}"
-            )
+        is_paused = is_paused or self.eye.refused_at is not None or emitter._state != "open"
+        if not is_free or is_paused or self.eye.started_at >= now or self.is_hurried:
+            self._blocked_at = now
+        elif due_since <= now and now - max(due_since, self._blocked_at) > HELD_UP + self.held:
+            waited = now - max(due_since, self._blocked_at)
+            self.violated(f"10: a due batch was held up for {waited} s: {pool._breaker.is_open}")
         if emitter._engine.health.snapshot().is_breaker_open:
             self.reached["breaker: open"] += 1
 
@@ -1002,6 +1002,8 @@ class Eye(Observer):
         self.paused_until = 0.0
         self.opened_at: float | None = None
         self.refused_at: float | None = None
+        self.refused_sessions: set[str] = set()
+        self.last_refused_at = 0.0
         self.probes: list[list[float]] = []  # When requests began, by episode.
         self.has_worked = False
         self.accepted_in_vain: set[str] = set()
@@ -1041,7 +1043,7 @@ class Eye(Observer):
     def _check_growth(self, retry: RetryReport) -> None:
         """Invariant 9: from the fifth failure in a row of an event on, its wait doubles, up to a minute."""
         if retry.status in CREDENTIALS_REFUSED:
-            return
+            return  # Their waits grow only while one session alone is refused.
         for delivery in retry.deliveries:
             self.failures[delivery.event.parent_guid] += 1
         count = max(self.failures[delivery.event.parent_guid] for delivery in retry.deliveries)
@@ -1107,19 +1109,26 @@ class Eye(Observer):
                 self._world.suspect(f"11: {delivery.event.parent_guid} was sent again after two such answers")
 
     def _note_credentials(self, request: RequestReport) -> None:
-        """Invariant 11: while credentials are refused, one request per retry wait."""
+        """Invariant 11: while credentials are refused, one request per retry wait.
+
+        While one session alone is refused, and others were not before, the others go on.
+        """
         now = self._world.now()
         began = now - request.duration
         if self.refused_at is not None and began > self.refused_at + 1e-6:
             self.probes[-1].append(began)
         if request.status in CREDENTIALS_REFUSED:
-            if self.refused_at is None:
-                self.episodes += not self._world.is_closing
+            self.episodes += not self.refused_sessions and not self._world.is_closing
+            self.refused_sessions.add(request.deliveries[0].event.session_id)
+            self.last_refused_at = now
+            if self.refused_at is None and (len(self.refused_sessions) > 1 or not self.has_worked):
                 self.refused_at = now
                 self.probes.append([now])
         elif request.status is not None and 200 <= request.status <= 299:
-            self.refused_at = None
             self.has_worked = True
+            if began > self.last_refused_at:
+                self.refused_at = None
+                self.refused_sessions.clear()
 
     def _check_silence(self, request: RequestReport) -> None:
         """Invariant 11: an answer that is there is read, though the loop was held until its time was up."""
@@ -1200,6 +1209,19 @@ class _Collecting(logging.Handler):
         message = record.getMessage()
         if "fault" in message:
             self._faults.append(message)
+
+
+def _fresh_since(pool: Pool) -> float:
+    """Since when, at least, a batch is due of a session that is neither in flight nor slow."""
+    queue = pool._queue
+    since = [one.ready_at for one in queue._ready if not one.is_slow]
+    for ring in (queue._flushed, queue._opening):
+        link = ring.after
+        while isinstance(link, Session):
+            if not (link.in_flight or link.is_ready or link.is_slow):
+                since.append(link.opened_at + queue._linger)
+            link = link.after
+    return min(since, default=math.inf)
 
 
 def _has_fresh(pool: Pool, now: float) -> bool:
