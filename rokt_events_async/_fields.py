@@ -5,8 +5,9 @@ It is handed the event's class rather than importing it, so that `events` can bu
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Generic, TypeVar
 
 from cattrs.gen import make_dict_unstructure_fn, override
@@ -50,16 +51,38 @@ def parse_time(text: str) -> datetime:
 
 def problem(field: str, value: Any, rule: str, code: str | None = None) -> EventProblem:
     """Returns a problem with its message; the value is shown as Python would show it, shortened."""
-    shown = value.isoformat() if isinstance(value, datetime) else ascii(_shortened(value))
-    if len(shown) > _SHOWN:
-        shown = f"{shown[: _SHOWN - 3]}..."
+    shown = _show(value)
     message = f"{field} {rule}, got {shown}"
     return EventProblem(code=code, message=message, field=field, value=shown, rule=rule)
 
 
-def _shortened(value: Any) -> Any:
-    """Cuts a huge string before it is escaped, not after."""
-    return value[:_SHOWN] if isinstance(value, (str, bytes)) else value
+class _Repr(reprlib.Repr):
+    """Shows values within bounds: what is huge or deep is cut before it is shown, not after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = _SHOWN
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = 4
+        self.maxlevel = 3
+
+
+_repr: Final = _Repr()
+
+
+def _show(value: Any) -> str:
+    """Returns a value as Python would show it, shortened; by its type if that raises."""
+    try:
+        if type(value) is datetime:
+            return value.isoformat()
+        if isinstance(value, (str, bytes)):
+            shown = ascii(value[:_SHOWN])
+        elif isinstance(value, (list, tuple, dict, set, frozenset)):
+            shown = _repr.repr(value).encode("ascii", "backslashreplace").decode()
+        else:
+            shown = ascii(value)
+    except Exception:  # noqa: BLE001 -- the value is somebody else's
+        return f"a {type(value).__name__}"
+    return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 3]}..."
 
 
 def string_problems(
@@ -76,41 +99,40 @@ def string_problems(
         yield problem(field, value, f"must have no lone surrogate (one is at {error.start})")
 
 
-_BROKEN: Final = object()
-
-
-class _Named:
-    """Stands for a value whose own methods raise, in a message."""
-
-    def __init__(self, value: object) -> None:
-        self._name = type(value).__name__
-
-    def __repr__(self) -> str:
-        return f"a {self._name} without a valid time"
-
-
-def _offset(value: datetime) -> object:
-    """Returns the offset of a time from UTC; `_BROKEN` if asking for it, or for its fields, raises."""
-    try:
-        offset = value.utcoffset()
-        int(value.year)  # Of a time that is none, it is no number.
-    except Exception:  # noqa: BLE001 -- a time zone, or a subclass, of somebody else
-        return _BROKEN
-    return offset
-
-
 def time_form_problems(value: Any) -> Iterator[EventProblem]:
-    """Yields what is wrong with an event's time, apart from its window."""
+    """Yields what is wrong with an event's time, apart from its window.
+
+    A time that could be converted is a plain one in UTC already.
+    """
     if not isinstance(value, datetime):
         yield problem("event_time", value, "must be a datetime")
-    elif (offset := _offset(value)) is _BROKEN:
-        yield problem("event_time", _Named(value), "must be a real time")
-    elif offset is None:
+    elif type(value) is datetime and value.tzinfo is UTC:
+        if value - DEFAULT_TIME < _WHOLE:
+            yield problem("event_time", value, "must not be the default time", "EventTimeIsMissing")
+    elif _is_naive(value):
         yield problem("event_time", value, "must be aware, as in datetime.now(UTC)")
-    elif value.tzinfo is not UTC:
+    elif type(value) is datetime and _has_offset(value):
         yield problem("event_time", value, "must lie between the years 1 and 9999 in UTC")
-    elif value == DEFAULT_TIME:
-        yield problem("event_time", value, "must not be the default time", "EventTimeIsMissing")
+    else:
+        yield problem("event_time", value, "must be a real time, whose methods do not raise")
+
+
+_WHOLE: Final = timedelta(milliseconds=1)
+"""The wire's time has whole milliseconds."""
+
+
+def _is_naive(value: datetime) -> bool:
+    try:
+        return value.utcoffset() is None
+    except Exception:  # noqa: BLE001 -- a time zone, or a subclass, of somebody else
+        return False
+
+
+def _has_offset(value: datetime) -> bool:
+    try:
+        return value.utcoffset() is not None
+    except Exception:  # noqa: BLE001 -- as above
+        return False
 
 
 class DictView(Generic[E]):
@@ -181,7 +203,7 @@ class DictView(Generic[E]):
         lowered = (
             {str(key).lower(): value for key, value in item.items()} if isinstance(item, Mapping) else {}
         )
-        if not lowered or lowered.keys() - {"name", "value"}:
+        if not lowered or lowered.keys() - {"name", "value"} or len(lowered) < len(item):
             return item
         return self._make_pair(lowered.get("name"), lowered.get("value"))
 

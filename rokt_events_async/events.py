@@ -7,6 +7,7 @@ problems of an event are reported at once.
 from __future__ import annotations
 
 import difflib
+import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,6 @@ from typing import Any, Final, NoReturn, final
 import attrs
 
 from rokt_events_async._fields import (
-    DEFAULT_TIME,
     DictView,
     problem,
     string_problems,
@@ -101,6 +101,10 @@ def unchecked_pair(name: Any, value: Any) -> NameValuePair:
     draft.__class__ = NameValuePair
     pair: NameValuePair = draft
     return pair
+
+
+def _plain_pair(name: Any, value: Any) -> NameValuePair:
+    return unchecked_pair(_to_plain(name), _to_plain(value))
 
 
 @final
@@ -284,7 +288,7 @@ class _EventDraft:
 _thaw: Final = object.__setattr__
 """Writes to a frozen instance: an event becomes a draft while its fields are written."""
 
-_dict_view: Final = DictView(PartnerEvent, unchecked_pair)
+_dict_view: Final = DictView(PartnerEvent, _plain_pair)
 
 
 def _plain_pairs(metadata: Metadata) -> tuple[NameValuePair, ...] | None:
@@ -320,7 +324,7 @@ _shared_pairs: Final[dict[tuple[tuple[str, str], ...], tuple[NameValuePair, ...]
 
 
 def _is_plain_time(moment: datetime) -> bool:
-    return type(moment) is datetime and moment.tzinfo is UTC and moment != DEFAULT_TIME
+    return type(moment) is datetime and moment.tzinfo is UTC and moment.year > 1
 
 
 # The slow path, for everything else.
@@ -362,11 +366,24 @@ def _to_pairs(value: Metadata) -> tuple[NameValuePair, ...]:
     """Returns the pairs as a tuple. Invalid items stay, so that `_problems` reports them all at once."""
     if value is None:
         return ()
-    if isinstance(value, Mapping):
-        return tuple([unchecked_pair(_to_plain(name), _to_plain(text)) for name, text in value.items()])
-    if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
-        return tuple(value)
+    try:
+        if isinstance(value, Mapping):
+            return tuple([_plain_pair(name, text) for name, text in value.items()])
+        if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+            return tuple(value)
+    except Exception:  # noqa: BLE001 -- a mapping, or an iterable, of somebody else; it is reported
+        return _Unreadable(value)  # type: ignore[return-value]  # so that `_problems` reports it
     return value
+
+
+class _Unreadable:
+    """Metadata that raises while it is read."""
+
+    def __init__(self, value: object) -> None:
+        self._name = type(value).__name__
+
+    def __repr__(self) -> str:
+        return f"a {self._name} that raises"
 
 
 def _problems(
@@ -375,7 +392,7 @@ def _problems(
     yield from string_problems("event_type", event_type, _MISSING["event_type"], may_be_empty=False)
     for field, value in ids.items():
         yield from string_problems(field, value, _MISSING.get(field), may_be_empty=False)
-    if metadata:
+    if not isinstance(metadata, tuple) or metadata:
         yield from _metadata_problems(metadata)
     if event_time is not None:
         yield from time_form_problems(event_time)
@@ -393,13 +410,20 @@ def _metadata_problems(metadata: Any) -> Iterator[EventProblem]:
     if not isinstance(metadata, tuple):
         yield problem("metadata", metadata, "must be a mapping of strings or NameValuePair objects")
         return
-    for index, pair in enumerate(metadata):
-        if isinstance(pair, NameValuePair):
-            yield from _pair_problems(f"metadata[{index}]", pair.name, pair.value)
-        else:
-            yield problem(
-                f"metadata[{index}]", pair, "must be a NameValuePair: a name and a value, nothing else"
-            )
+    found = itertools.chain.from_iterable(map(_item_problems, itertools.count(), metadata))
+    yield from itertools.islice(found, _MAX_METADATA_PROBLEMS)
+    if more := sum(1 for _ in found):
+        yield problem("metadata", f"{more} more", "must have no such items")
+
+
+_MAX_METADATA_PROBLEMS: Final = 20
+
+
+def _item_problems(index: int, pair: Any) -> Iterator[EventProblem]:
+    if isinstance(pair, NameValuePair):
+        yield from _pair_problems(f"metadata[{index}]", pair.name, pair.value)
+    else:
+        yield problem(f"metadata[{index}]", pair, "must be a NameValuePair: a name and a value, nothing else")
 
 
 def _pair_problems(field: str, name: Any, value: Any) -> Iterator[EventProblem]:

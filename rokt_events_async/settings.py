@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import os
+import re
 import weakref
 from collections.abc import Callable
 from numbers import Real
@@ -85,21 +86,22 @@ def check_endpoint(value: object, *, name: str = "endpoint", allow_http: bool = 
         InvalidSettingError: It is no https URL (http to loopback), its host cannot be one, or it has
             credentials or a fragment.
     """
-    http = "http too" if allow_http else "http only to loopback, or with allow_http=True"
+    http = "http too" if allow_http else "http only to loopback, or with allow_http=True or ROKT_ALLOW_HTTP=1"
     expected = f"an https URL without credentials and fragment ({http})"
-    url = _parse_url(value)
-    if url is None or not url.host or url.fragment:
-        _refuse(name, expected, value)
-    if url.user is not None or url.password is not None:
+    text = _plain(value)
+    if isinstance(text, str) and "@" in text:
         raise InvalidSettingError(
-            f"{name} must not carry credentials (they are sent as headers, from Credentials), "
-            f"got some for host {url.host!r}"
+            f"{name} must not carry credentials (they are sent as headers, from Credentials), got a URL with "
+            "an @ in it (not shown)"
         )
-    if not _can_be_host(url.host):
-        _refuse(name, "a URL whose host can be one (labels of 1 to 63 characters, 253 in all)", value)
-    if url.scheme != "https" and not (url.scheme == "http" and (allow_http or _is_loopback(url.host))):
-        _refuse(name, expected, value)
-    return str(value)
+    url = _parse_url(text)
+    if url is None or "#" in str(text) or url.scheme not in ("http", "https"):
+        _refuse(name, expected, text)
+    if not _can_be_host(url.host or "") or url.port == 0:
+        _refuse(name, "a URL whose host and port can be reached", text)
+    if url.scheme == "http" and not (allow_http or _is_loopback(url.host or "")):
+        _refuse(name, expected, text)
+    return str(text)
 
 
 def choose_endpoint(endpoint: str | None, *, allow_http: bool) -> str:
@@ -129,24 +131,39 @@ def check_instance(name: str, value: object, cls: type[Any]) -> Any:
 
 
 def _parse_url(value: object) -> URL | None:
-    if not isinstance(value, str) or not value.isascii() or not value.isprintable() or " " in value:
+    """Returns the URL, or `None` if it is none, or none that would be sent to as it stands."""
+    if not isinstance(value, str) or not value.isascii() or not value.isprintable() or _ODD.search(value):
         return None
     try:
-        return URL(value)
-    except ValueError:
+        url = URL(value)
+        host = url.host  # Only now is it decoded.
+    except ValueError:  # Also a host that is no internationalised name.
         return None
+    is_bracketed_name = "[" in value and ":" not in (host or "")
+    return url if host and not is_bracketed_name else None
+
+
+_ODD: Final = re.compile(r"[ \"<>\\^`{|}]|%(?![0-9A-Fa-f]{2})")
+"""What no URL contains."""
+
+_LABEL: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII | re.IGNORECASE)
+_MAX_HOST: Final = 253
 
 
 def _can_be_host(host: str) -> bool:
-    """Returns True if a name can be resolved at all. The resolver raises for others, at each request."""
-    if ":" in host:
-        return True  # An address in brackets: yarl has checked it.
-    labels = host.removesuffix(".").split(".")
-    return len(host) <= _MAX_HOST and all(0 < len(label) <= _MAX_LABEL for label in labels)
-
-
-_MAX_HOST: Final = 253
-_MAX_LABEL: Final = 63
+    """Returns True if a host is an address, or a name that can be resolved at all."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    else:
+        return "%" not in host
+    try:
+        labels = host.encode("idna").decode().removesuffix(".").split(".")
+    except UnicodeError:
+        return False
+    is_address = labels[-1].isdigit()  # No name ends so: it is an address that is none.
+    return len(host) <= _MAX_HOST and not is_address and all(map(_LABEL.fullmatch, labels))
 
 
 def _is_loopback(host: str) -> bool:
@@ -159,10 +176,24 @@ def _is_loopback(host: str) -> bool:
 
 
 def _refuse(name: str, expected: str, value: object) -> NoReturn:
-    shown = repr(value)
-    if len(shown) > 80:
-        shown = shown[:77] + "..."
-    raise InvalidSettingError(f"{name} must be {expected}, got {shown}")
+    raise InvalidSettingError(f"{name} must be {expected}, got {_show(value)}")
+
+
+def _show(value: object) -> str:
+    """Returns a value as Python would show it, shortened; by its type if that raises."""
+    try:
+        shown = repr(value)
+    except Exception:  # noqa: BLE001 -- the value is somebody else's
+        return f"a {type(value).__name__}"
+    return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 3]}..."
+
+
+_SHOWN: Final = 80
+
+
+def _plain(value: object) -> object:
+    """Returns a string of a subclass, such as a member of a string enumeration, by its content."""
+    return str.__str__(value) if isinstance(value, str) else value
 
 
 _EXPECTED_IN_HEADER: Final = "a non-empty string of printable ASCII without spaces"
@@ -181,7 +212,7 @@ def _is_header(value: object) -> bool:
 
 def _secret_problem(secret: object) -> str | None:
     """Returns what is wrong with a secret, without showing it."""
-    if isinstance(secret, str) and secret.startswith("rpub-"):
+    if _looks_like(secret, "rpub-"):
         return "secret must not be a public id, got what looks like one: are pub_id and secret swapped?"
     if _is_header(secret):
         return None
@@ -192,14 +223,20 @@ def _secret_problem(secret: object) -> str | None:
     return f"secret must be {_EXPECTED_IN_HEADER}, got {shown} (not shown){hint}"
 
 
-def _check_id(name: str, value: object) -> None:
-    if isinstance(value, str) and value.startswith("rsec-"):
+def _id_problem(name: str, value: object) -> str | None:
+    """Returns what is wrong with an id. It may be the secret: then it is not shown."""
+    if _looks_like(value, "rsec-"):
         hint = ": are pub_id and secret swapped?" if name == "pub_id" else ""
-        raise InvalidSettingError(f"{name} must not be a secret, got what looks like one (not shown){hint}")
-    if name == "tag_id" and isinstance(value, str) and value.startswith("rpub-"):
-        raise InvalidSettingError(f"tag_id must not be a public id, got {value!r}")
-    if not _is_header(value):
-        _refuse(name, _EXPECTED_IN_HEADER, value)
+        return f"{name} must not be a secret, got what looks like one (not shown){hint}"
+    if name == "tag_id" and _looks_like(value, "rpub-"):
+        return f"tag_id must not be a public id, got {_show(value)}"
+    return None if _is_header(value) else f"{name} must be {_EXPECTED_IN_HEADER}, got {_show(value)}"
+
+
+def _looks_like(value: object, beginning: str) -> bool:
+    """Returns True if a text has such a beginning, perhaps behind quotation marks or white space."""
+    text = value.decode("latin-1") if isinstance(value, bytes) else value
+    return isinstance(text, str) and beginning in text.lower()[: len(beginning) + 8]
 
 
 _secrets: Final[weakref.WeakKeyDictionary[Credentials, str]] = weakref.WeakKeyDictionary()
@@ -231,16 +268,22 @@ class Credentials:
         secret: str
 
     def __init__(self, pub_id: str, secret: str, tag_id: str) -> None:
-        problem = _secret_problem(secret)
+        if self in _secrets:
+            raise AttributeError("Credentials are immutable: construct others")
+        values: Any = [_plain(value) for value in (pub_id, secret, tag_id)]
+        problem = (
+            _id_problem("pub_id", values[0]) or _secret_problem(values[1]) or _id_problem("tag_id", values[2])
+        )
         if problem is None:
-            _secrets[self] = secret
-        del secret  # A traceback can show the locals of this call.
-        _check_id("pub_id", pub_id)
+            object.__setattr__(self, "pub_id", values[0])
+            object.__setattr__(self, "tag_id", values[2])
+            _secrets[self] = values[1]
+        del pub_id, secret, tag_id, values  # A traceback can show the locals of this call.
         if problem is not None:
             raise InvalidSettingError(problem)
-        _check_id("tag_id", tag_id)
-        object.__setattr__(self, "pub_id", pub_id)
-        object.__setattr__(self, "tag_id", tag_id)
+
+    def __init_subclass__(cls) -> NoReturn:
+        raise TypeError("Credentials cannot be subclassed: a subclass could show the secret")
 
     def __getattr__(self, name: str) -> str:
         # Not a property: it would be listed, and a printer would read it.

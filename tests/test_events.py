@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from enum import Enum
 from typing import Any
@@ -386,7 +387,7 @@ class BrokenZone(tzinfo):
 def test_a_time_whose_methods_raise_is_invalid(moment: datetime) -> None:
     """It is reported like any other problem."""
     with pytest.raises(
-        InvalidEventError, match=r"event_time must be a real time, got a .* without a valid time"
+        InvalidEventError, match=r"event_time must be a real time, whose methods do not raise, got"
     ):
         event(event_time=moment)
 
@@ -425,3 +426,76 @@ def test_what_is_kept_of_unknown_types_is_bounded() -> None:
         event(event_type="x" * 100_000)
     assert len(str(told[0].message)) < 300
     assert max(map(len, events._warned_types)) <= 64
+
+
+class Raises:
+    """A value whose own methods raise."""
+
+    def __repr__(self) -> str:
+        raise LookupError("no repr")
+
+    def __bool__(self) -> bool:
+        raise LookupError("no truth")
+
+
+class BadMapping(dict[str, str]):
+    """A mapping whose items raise."""
+
+    def items(self) -> Any:
+        raise LookupError("no items")
+
+
+def failing() -> Iterator[NameValuePair]:
+    yield NameValuePair("a", "b")
+    raise LookupError("no more")
+
+
+def nested(depth: int) -> list[Any]:
+    made: list[Any] = []
+    for _ in range(depth):
+        made = [made]
+    return made
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"session_id": 10**5000},
+        {"session_id": nested(5000)},
+        {"session_id": list(range(100_000))},
+        {"session_id": Raises()},
+        {"metadata": Raises()},
+        {"metadata": BadMapping()},
+        {"metadata": failing()},
+        {"metadata": {"a": Raises()}},
+        {"metadata": ""},
+        {"metadata": b""},
+        {"metadata": 0},
+        {"metadata": False},
+        {"metadata": {"a": 10**5000}},
+        {"event_time": Raises()},
+        {"event_time": datetime(1, 1, 1, 0, 0, 0, 1, tzinfo=UTC)},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_whatever_is_handed_over_is_one_clear_error(changes: dict[str, Any]) -> None:
+    """Never an exception of the value's own, and never a long one."""
+    with pytest.raises(InvalidEventError) as caught:
+        event(**changes)
+    assert len(str(caught.value)) < 300
+
+
+def test_problems_are_bounded() -> None:
+    """The first ones stand for all."""
+    with pytest.raises(InvalidEventError, match="9980 more") as caught:
+        event(metadata=["x"] * 10_000)
+    assert len(caught.value.errors) == 21
+
+
+def test_from_dict_keeps_plain_strings_and_no_second_casing() -> None:
+    """As the constructor does."""
+    data = event().to_dict() | {"metadata": [{"name": Shop.ONE, "Value": Odd("v")}]}
+    pair = PartnerEvent.from_dict(data).metadata[0]
+    assert (type(pair.name), pair.name, pair.value) == (str, "shop-1", "v")
+    with pytest.raises(InvalidEventError, match="must be a NameValuePair"):
+        PartnerEvent.from_dict(data | {"metadata": [{"name": "a", "Name": "b", "value": "v"}]})

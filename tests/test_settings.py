@@ -10,6 +10,7 @@ import pprint
 import re
 import traceback
 from decimal import Decimal
+from enum import Enum
 from typing import Any
 
 import aiohttp
@@ -239,17 +240,76 @@ def test_http_beyond_loopback_is_allowed_on_demand(monkeypatch: pytest.MonkeyPat
         Emitter(CREDENTIALS, allow_http=1)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".com", ".".join(["x" * 60] * 5), "."])
-def test_a_host_that_cannot_be_one(host: str) -> None:
-    """It could not be resolved, at each request."""
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://a..b/v1",
+        f"https://{'x' * 64}.com/v1",
+        "https://" + ".".join(["x" * 60] * 5),
+        "https://./",
+        "https://-a.com/",
+        "https://1.2.3/",
+        "https://999.1.1.1/",
+        "https://localhost:0/",
+        "https://localhost:99999/",
+        "https://%/",
+        "https://%00.com/",
+        "https://host/%zz",
+        "https://a<b>/",
+        "https://a|b/",
+        "https://{a}/",
+        "https://[v1.x]/",
+        "https://[fe80::1%25eth0]/",
+        "https://xn--zzzzzz--.com",
+        "https://xn--a/",
+        "https://host/#",
+        "https:///v1",
+    ],
+)
+def test_an_endpoint_that_cannot_be_sent_to(url: str) -> None:
+    """It is refused where it is written, not at each request."""
     with pytest.raises(InvalidSettingError, match="endpoint must be"):
-        Emitter(CREDENTIALS, endpoint=f"https://{host}/v1")
+        Emitter(CREDENTIALS, endpoint=url)
 
 
-@pytest.mark.parametrize("url", ["https://rokt.com./v1", "https://[::1]:8443/v1", "https://10.0.0.1/v1"])
+@pytest.mark.parametrize(
+    "url",
+    ["https://user:TOPS@host/#x", "https://user:TO PS@host", "https://user:TOPS@host:99999", "https://@h/"],
+)
+def test_credentials_in_an_endpoint_are_not_shown(url: str) -> None:
+    """Whatever else is wrong with it."""
+    with pytest.raises(InvalidSettingError, match="must not carry credentials") as caught:
+        Emitter(CREDENTIALS, endpoint=url)
+    assert "PS" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://rokt.com./v1",
+        "https://[::1]:8443/v1",
+        "https://10.0.0.1/v1",
+        "https://xn--bcher-kva.example/v1?a=b",
+        "https://a_b.example/%20",
+    ],
+)
 def test_hosts_of_other_forms(url: str) -> None:
-    """A name with its final dot, and addresses."""
+    """A name with its final dot, an international one, and addresses."""
     assert Emitter(CREDENTIALS, endpoint=url).endpoint == url
+
+
+class Texts(str, Enum):  # noqa: UP042 -- what applications have
+    URL = "https://rokt.example/v1"
+    SECRET = "rsec-of-an-enum"
+
+
+def test_strings_of_a_subclass_count_by_their_content() -> None:
+    """A member of a string enumeration is its value, not its name."""
+    credentials = Credentials("rpub-1", Texts.SECRET, "1")
+    emitter = Emitter(credentials, endpoint=Texts.URL)
+
+    assert (type(credentials.secret), credentials.secret) == (str, "rsec-of-an-enum")
+    assert (type(emitter.endpoint), emitter.endpoint) == (str, "https://rokt.example/v1")
 
 
 # The secret.
@@ -331,13 +391,26 @@ def test_a_malformed_secret_is_not_shown_either(monkeypatch: pytest.MonkeyPatch,
         (("rpub-x", "rpub-y", "42"), "secret must not be a public id.*are pub_id and secret swapped"),
         (("rpub-x", "42", "rsec-y"), "tag_id must not be a secret"),
         (("42", "rsec-x", "rpub-x"), "tag_id must not be a public id, got 'rpub-x'"),
+        ((" rsec-x", "rpub-x", "42"), "pub_id must not be a secret"),
+        (('"rsec-x"', "rpub-x", "42"), "pub_id must not be a secret"),
+        (("RSEC-x", "RPUB-x", "42"), "pub_id must not be a secret"),
+        ((b"rsec-x", "rpub-x", "42"), "pub_id must not be a secret"),
+        (("rpub-x", "rsec-y", "\ufeffrsec-x"), "tag_id must not be a secret"),
     ],
 )
-def test_swapped_credentials_are_recognised(values: tuple[str, str, str], message: str) -> None:
+def test_swapped_credentials_are_recognised(values: tuple[Any, Any, Any], message: str) -> None:
     """By what Rokt's credentials look like."""
     with pytest.raises(InvalidSettingError, match=message) as caught:
         Credentials(*values)
-    assert "rsec-" not in str(caught.value)
+    assert "rsec-" not in str(caught.value).lower()
+    tb = caught.value.__traceback__
+    while tb is not None:
+        if (
+            tb.tb_frame.f_code.co_filename.endswith("settings.py")
+            and tb.tb_frame.f_code.co_name == "__init__"
+        ):
+            assert "rsec-" not in repr(tb.tb_frame.f_locals).lower()
+        tb = tb.tb_next
 
 
 def test_credentials_are_immutable() -> None:
@@ -346,6 +419,10 @@ def test_credentials_are_immutable() -> None:
         CREDENTIALS.tag_id = "7"
     with pytest.raises(AttributeError, match="cannot be deleted"):
         del CREDENTIALS.tag_id
+    with pytest.raises(AttributeError, match="immutable"):
+        CREDENTIALS.__init__("rpub-2", "rsec-2", "1")
+    with pytest.raises(TypeError, match="cannot be subclassed"):
+        type("Ours", (Credentials,), {})
 
 
 # Settings of an emitter.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -62,10 +63,10 @@ def emitter_lifespan(
 
 
 def _check_inner(inner: Any) -> None:
-    if inspect.isasyncgenfunction(inner):
-        raise InvalidSettingError(
-            f"inner must be a lifespan: is @asynccontextmanager missing before {inner.__name__}?"
-        )
+    call = inner.func if isinstance(inner, functools.partial) else getattr(inner, "__call__", None)  # noqa: B004
+    if inspect.isasyncgenfunction(inner) or inspect.isasyncgenfunction(call):
+        name = getattr(inner, "__name__", repr(inner))
+        raise InvalidSettingError(f"inner must be a lifespan: is @asynccontextmanager missing before {name}?")
     if inner is not None and not callable(inner):
         raise InvalidSettingError(f"inner must be a lifespan, called with the application, got {inner!r}")
 
@@ -76,7 +77,7 @@ def get_emitter(connection: HTTPConnection) -> Emitter:
     Raises:
         EmitterNotStartedError: The application was not started with `emitter_lifespan`.
     """
-    emitter = connection.scope.get("state", {}).get(_KEY)
+    emitter = (connection.scope.get("state") or {}).get(_KEY)
     if not isinstance(emitter, Emitter):
         raise EmitterNotStartedError(
             "this application has no emitter: give it lifespan=emitter_lifespan(Emitter), and see that its "

@@ -50,6 +50,7 @@ from tests.simulation.server import (
     PLANS,
     REFUSED,
     SPOILT,
+    STATUS_PLANS,
     WHOLE,
     Exchange,
     Peer,
@@ -90,6 +91,7 @@ THEMES = (
     "lingers",
     "held loop",
     "credentials",
+    "statuses",
 )
 """What a seed is about: some states are too rare where everything is drawn by itself."""
 
@@ -238,6 +240,9 @@ class World:
             self.plans = luck.sample(["refused", "between, accepted", "silence, accepted"], 2)
             self.share = luck.choice([0.3, 0.5]) if theme == "splits" else luck.choice([0.0, 0.1])
             self.bursts = (1, 6, 30)
+        elif theme == "statuses":
+            self.plans = luck.sample(list(STATUS_PLANS), 2)
+            self.share = 0.3
         elif theme == "closed connections":
             settings["max_concurrency"] = luck.choice([1, 2])
             self.connect_plans = ["closed before use"]
