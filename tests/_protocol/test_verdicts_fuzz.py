@@ -20,7 +20,8 @@ from rokt_events_async._protocol.replies import read_errors, says_all_processed
 from rokt_events_async._protocol.verdicts import DELIVERED, UNKNOWN, Rejected, Verdict, match_unprocessed
 from tests.samples import NOW, event
 
-ANSWERS = 50_000
+ANSWERS = 20_000
+TRUE_ANSWERS = 50_000
 BATCHES = 40
 
 Bend = Callable[[random.Random, Any], Any]
@@ -241,7 +242,7 @@ def play(number: int, answers: int) -> int:
 @pytest.mark.parametrize("number", range(BATCHES))
 def test_nothing_is_inverted(number: int) -> None:
     """Times shifted, metadata added, replaced and dropped, all together."""
-    assert play(number, ANSWERS // BATCHES) > ANSWERS // BATCHES
+    assert play(number, TRUE_ANSWERS // BATCHES) > TRUE_ANSWERS // BATCHES
 
 
 def exact_first(echo: Any, alike: Any) -> Any:

@@ -30,7 +30,6 @@ from rokt_events_async._pipeline.settlement import Settlement
 from rokt_events_async._pipeline.timeouts import Exchange, Timeouts
 from rokt_events_async._pipeline.transport import HttpTransport, Request
 from rokt_events_async._pipeline.trips import Batch, Trip
-from rokt_events_async._protocol import verdicts
 from rokt_events_async._protocol.replies import Reply, read_answer
 from rokt_events_async._protocol.statuses import Disposition, classify
 from rokt_events_async._protocol.verdicts import DELIVERED, UNKNOWN, Rejected
@@ -483,11 +482,6 @@ def _() -> Any:
         self._on_released(trip.session.id)
 
     return replace(Pool, "_release", release)
-
-
-@bug("there is no cap on echoes")
-def _() -> Any:
-    return replace(verdicts, "_ECHOES_PER_EVENT", 10**6)
 
 
 # What holds others up.
