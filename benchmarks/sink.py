@@ -16,6 +16,8 @@ from typing import Any
 
 import attrs
 
+_API = b"post /v1/partner/events "
+
 MARK = b"eventType"
 """How an event is known on the wire."""
 
@@ -50,20 +52,19 @@ class _Answering(asyncio.Protocol):
             if len(self._buffer) < total:
                 return
             body, self._buffer = self._buffer[end + 4 : total], self._buffer[total:]
-            self._answer(body)
+            self._answer(body, is_of_the_api=head.startswith(_API))
 
-    def _answer(self, body: bytes) -> None:
+    def _answer(self, body: bytes, *, is_of_the_api: bool) -> None:
         count = body.count(MARK)
         self._counts.requests += 1
         if self._failing and self._luck.random() < self._failing:
             self._transport.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
             return
         self._counts.events += count
-        # What the API says; and what Mixpanel and Amplitude expect, and who asks how many have come.
-        answer = (
-            b'{"processedEventsCount":%d,"unprocessedEvents":[],"success":true,"status":1,"code":200,"events":%d}'
-            % (count, self._counts.events)
-        )
+        if is_of_the_api:
+            answer = b'{"processedEventsCount":%d,"unprocessedEvents":[],"success":true}' % count
+        else:  # What Mixpanel and Amplitude expect, and who asks how many have come.
+            answer = b'{"status":1,"code":200,"events":%d}' % self._counts.events
         whole = (
             b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\n"
             b"Content-Length: %d\r\n\r\n%b" % (len(answer), answer)

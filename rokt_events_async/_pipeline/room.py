@@ -75,6 +75,7 @@ class Room:
 
     def __init__(self, settings: EmitterSettings, holdings: Holdings) -> None:
         self._holdings = holdings
+        self._heavy = holdings.heavy
         self._max_events: Final = settings.max_pending
         self._max_bytes: Final = settings.max_pending_bytes
         self._share, self._share_bytes = session_share(settings)
@@ -144,7 +145,7 @@ class Room:
             or self._granted
             # Only a session that holds half of its share, or has a line, can be at its share.
             or (
-                (self._holdings.heavy or self._session_lines or size > self._large)
+                (self._heavy or self._session_lines or size > self._large)
                 and self._is_at_share(session_id, size)
             )
         ):

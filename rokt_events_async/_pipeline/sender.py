@@ -123,8 +123,9 @@ class Sender:
 
     def give_up_overdue(self, trip: Trip) -> None:
         """Gives up the overdue events of a parked trip; empty batches leave it."""
+        now = self._now()
         while (batch := trip.batch) is not None:
-            self._drop_overdue(batch)
+            self._drop_overdue(batch, now)
             if batch.deliveries:
                 return
             trip.advance()
@@ -133,25 +134,25 @@ class Sender:
 
     async def _attempt(self, trip: Trip, batch: Batch) -> float | None:
         """Sends a batch once and settles what the reply settles. Returns the wait before the next attempt."""
-        self._drop_overdue(batch)
+        now = self._now()
+        self._drop_overdue(batch, now)
         self._drop_expired(batch)
         if not batch.deliveries:
             return None
         if self._episode.is_on:
-            now = self._now()
             if self._episode.fails_at_once(now=now) and not trip.is_splitting:
                 self._settlement.refuse_credentials(batch, self._episode.reason)
                 return None
             if now < self._episode.probe_at and self._is_held(trip):
                 return self._episode.probe_at - now
             await self._prepare_probe(now)
-            self._drop_overdue(batch)
+            now = self._now()
+            self._drop_overdue(batch, now)
             self._drop_expired(batch)
             if not batch.deliveries:
                 return None
-        request = self._next_request(batch)
-        began = self._now()
-        self._breaker.on_start(now=began)
+        request = self._next_request(batch, now)
+        self._breaker.on_start(now=now)
         reply: Reply | NoReply = _INTERRUPTED
         self.in_flight += 1
         try:
@@ -159,7 +160,7 @@ class Sender:
         finally:
             self.in_flight -= 1
             if self._hooks.request:
-                self._report_request(batch, request, reply, self._now() - began)
+                self._report_request(batch, request, reply, self._now() - now)
         return self._on_reply(trip, batch, reply)
 
     def _is_held(self, trip: Trip) -> bool:
@@ -188,9 +189,9 @@ class Sender:
         )
         self._hooks.request(report)
 
-    def _next_request(self, batch: Batch) -> Request:
+    def _next_request(self, batch: Batch, now: float) -> Request:
         batch.request = Request(join([delivery.wire for delivery in batch.deliveries]))
-        batch.began, batch.credentials = self._now(), self._keyring.current
+        batch.began, batch.credentials = now, self._keyring.current
         batch.was_maybe_accepted = batch.maybe_accepted
         batch.attempts += 1
         self.requests += 1
@@ -201,8 +202,7 @@ class Sender:
             self._ledger.count_possible_duplicates(len(batch.deliveries))
         return batch.request
 
-    def _drop_overdue(self, batch: Batch) -> None:
-        now = self._now()
+    def _drop_overdue(self, batch: Batch, now: float) -> None:
         if batch.deliveries[0].accepted_at <= now - self._deadline:  # The first was accepted first.
             overdue = batch.take_front(self.overdue_by(now))
             reason = f"its deadline of {self._deadline:g} s has passed"
@@ -380,10 +380,10 @@ class Sender:
     def _on_answer(self, trip: Trip, batch: Batch, reply: Reply) -> None:
         self._guard.on_answer()
         self._breaker.on_answer()
-        was_on = self._episode.is_on
-        self._episode.on_answer(began=batch.began)
-        if was_on and not self._episode.is_on:
-            self._breaker.resume()
+        if self._episode.is_on or not self._episode.has_worked:
+            self._episode.on_answer(began=batch.began)
+            if not self._episode.is_on:
+                self._breaker.resume()
         if says_all_processed(reply.body, len(batch.deliveries)):
             self._settlement.deliver(batch, batch.deliveries)
             return

@@ -123,7 +123,10 @@ class Trip:
         self._stack = [Batch(deliveries)]
         self.count = len(deliveries)
         """How many events it began with."""
-        self.held = len(deliveries), sum([len(delivery.wire) for delivery in deliveries])
+        if session.items == self.count:  # It took all that its session had.
+            self.held = session.items, session.bytes
+        else:
+            self.held = self.count, sum([len(delivery.wire) for delivery in deliveries])
         """Events and bytes that it holds of its session's share."""
         self.due_at = -math.inf
         """When its next attempt is due, while it is parked."""

@@ -83,16 +83,24 @@ def says_all_processed(body: bytes | None, count: int) -> bool:
         root = orjson.loads(body or b"")
     except orjson.JSONDecodeError:
         return False
-    return (
-        type(root) is dict
-        and root.keys() <= _ORDINARY  # Otherwise it may have a key in two casings.
-        and type(processed := root.get("processedEventsCount")) is int
-        and processed == count
-        and root.get("unprocessedEvents") == []
-        and (root.get("success") is None or type(root["success"]) is bool)
-        and body is not None
-        and (len(body) == len(orjson.dumps(root)) or not _has_doubled_keys(body, root))
-    )
+    if (
+        type(root) is not dict
+        or type(processed := root.get("processedEventsCount")) is not int
+        or processed != count
+        or root.get("unprocessedEvents") != []
+        or body is None
+    ):
+        return False
+    if (
+        root.keys() <= _ORDINARY
+        and type(root.get("success")) in _PLAIN
+        and len(body) == len(orjson.dumps(root))
+    ):
+        return True  # No key stands twice, or what was kept would be shorter.
+    return len(lower_keys(root)) == len(root) and not _has_doubled_keys(body, root)
+
+
+_PLAIN: Final = (bool, type(None))
 
 
 def read_answer(body: bytes | None, clean: Clean = clean, *, at_most: int = 100) -> Answer | None:
