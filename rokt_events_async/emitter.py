@@ -267,7 +267,7 @@ class Emitter:
         raise TypeError("an emitter is opened by `async with emitter:`, not by `with emitter:`")
 
     def __exit__(self, *_: object) -> None:
-        raise AssertionError("`__enter__` has raised")
+        """Never called: `__enter__` raises."""
 
     async def aclose(self, timeout: float | None = None) -> DrainReport:
         """Stops intake, drains, and settles the rest at the deadline.

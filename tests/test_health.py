@@ -184,3 +184,25 @@ async def test_many_events_that_are_broken_off_lose_no_delivery(sandbox: Sandbox
         await asyncio.wait([consuming])
         assert 0 < seen == emitter.stats.accepted < 250
         await emitter.aclose(timeout=0)
+
+
+async def test_retrying_ends_by_time(sandbox: Sandbox) -> None:
+    """Ten seconds after the last failure, and observers hear of it."""
+    told: list[str] = []
+
+    class Looks(Observer):
+        def on_health(self, before: Health, after: Health) -> None:
+            told.append(after.state)
+
+    sandbox.fail_next(503)
+    async with emitter_for(sandbox, flush_interval=0, observers=[Looks()]) as emitter:
+        await emitter.deliver(event())
+        await asyncio.sleep(5)
+        sandbox.fail_next(503)
+        await emitter.deliver(event())
+        assert told == ["retrying"]
+        await asyncio.sleep(20)
+        assert told == ["retrying", "ok"]
+        first = emitter.health.since
+        await asyncio.sleep(5)
+        assert emitter.health.since == first

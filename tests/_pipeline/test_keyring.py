@@ -23,7 +23,7 @@ from rokt_events_async import (
 from rokt_events_async._pipeline.keyring import ASK_AGAIN, Episode, Keyring
 from rokt_events_async._pipeline.transport import Request
 from rokt_events_async._protocol.replies import Reply
-from rokt_events_async.sandbox import Fault, Sandbox
+from rokt_events_async.sandbox import Sandbox
 from tests.samples import CREDENTIALS, emitter_for, event
 
 LOGGER = "rokt_events_async"
@@ -173,19 +173,64 @@ async def test_a_session_that_a_front_refuses_holds_up_no_other(sandbox: Sandbox
             await asyncio.sleep(0.1)
 
 
-async def test_a_late_refusal_of_old_credentials_says_nothing(sandbox: Sandbox) -> None:
-    """They were replaced while the request was under way."""
-    others = Credentials("rpub-test", "rsec-rotated", sandbox.credentials.tag_id)
-    provide, _ = asked(sandbox.credentials, others)
-    async with Emitter(provide, endpoint=sandbox.url, flush_interval=0) as emitter:
+async def test_a_late_refusal_of_old_credentials_says_nothing() -> None:
+    """They were replaced while the request was under way: the batch is sent again, and no episode begins."""
+    others = Credentials("rpub-test", "rsec-rotated", CREDENTIALS.tag_id)
+
+    class Slow:
+        def __init__(self) -> None:
+            self.answers = [Reply(200, {}, GOOD), Reply(401, {}, b""), Reply(200, {}, GOOD)]
+
+        async def post(self, request: Request) -> Reply:
+            request.went_out = True
+            await asyncio.sleep(1.0)
+            return self.answers.pop(0)
+
+        async def aclose(self) -> None:
+            """Holds nothing."""
+
+    async with Emitter(CREDENTIALS, flush_interval=0, _transport=Slow()) as emitter:
         await emitter.deliver(event())
-        sandbox.fail_next(Fault(delay=1.0))
-        slow = await emitter.track(event("slow"))
-        await asyncio.sleep(0.1)
+        delivery = await emitter.track(event())
+        await asyncio.sleep(0.5)
         emitter._keyring._use(others)
-        sandbox.credentials = others
-        sandbox.fail_next(401)
-        assert (await slow).attempts >= 1
+        await asyncio.sleep(1.0)
+        assert emitter.health.state != "credentials_refused"
+        assert (await delivery).attempts == 2
+
+
+async def test_the_deadline_is_looked_at_after_the_provider() -> None:
+    """It may take its time, and an event whose deadline has passed meanwhile is not sent."""
+    answers = [CREDENTIALS]
+
+    async def provide() -> Credentials:
+        if not answers:
+            await asyncio.sleep(3.0)
+            return CREDENTIALS
+        return answers.pop()
+
+    class Refusing:
+        requests = 0
+
+        async def post(self, request: Request) -> Reply:
+            request.went_out = True
+            self.requests += 1
+            return Reply(200, {}, GOOD) if self.requests == 1 else Reply(401, {}, b"")
+
+        async def aclose(self) -> None:
+            """Holds nothing."""
+
+    transport = Refusing()
+    policy = RetryPolicy(deadline=4.0)
+    async with Emitter(provide, flush_interval=0, retry=policy, _transport=transport) as emitter:
+        await emitter.deliver(event())
+        await asyncio.sleep(ASK_AGAIN)
+        with pytest.raises(DeliveryFailedError, match="deadline of 4 s has passed"):
+            await emitter.deliver(event())
+    assert transport.requests == 2
+
+
+GOOD = b'{"processedEventsCount":1,"unprocessedEvents":[],"success":true}'
 
 
 # Providers.
@@ -286,7 +331,7 @@ async def test_a_provider_that_fails_later_is_logged(
     assert "rsec-x" not in caplog.text
 
 
-@pytest.mark.parametrize("error", [ValueError("sealed"), TimeoutError()])
+@pytest.mark.parametrize("error", [ValueError("sealed"), TimeoutError(), InvalidSettingError("no")])
 async def test_a_provider_that_fails_at_the_start_raises(error: Exception) -> None:
     """From `start()`; the emitter is still new, and can be started later."""
     provide, _ = asked(error, CREDENTIALS)

@@ -598,3 +598,59 @@ for number in range(3):
 """
     )
     assert "is open while the program ends: 3 events will be lost unless it is closed" in err
+
+
+def test_a_loop_that_is_closed_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing tells the threads, and so they look themselves."""
+    monkeypatch.setattr(threads_module, "_LOOK_AGAIN", 0.01)
+    loop = asyncio.new_event_loop()
+    listeners: threads_module.Listeners[str] = threads_module.Listeners(lambda: LookupError("lost"))
+    made: list[Future[str]] = []
+
+    async def follow() -> None:
+        made.append(listeners.follow(loop.create_future()))
+
+    loop.run_until_complete(follow())
+    with pytest.raises(TimeoutError):
+        made[0].result(0.05)
+    loop.close()
+    with pytest.raises(LookupError, match="lost"):
+        made[0].result()
+    assert isinstance(made[0].exception(1.0), LookupError)
+
+
+async def test_every_thread_is_told_whatever_a_callback_raises() -> None:
+    """At the loop's end too."""
+
+    class Odd(BaseException):
+        """The application's own."""
+
+    def raise_odd(_: Future[Any]) -> None:
+        raise Odd
+
+    loop = asyncio.get_running_loop()
+    listeners: threads_module.Listeners[str] = threads_module.Listeners(lambda: LookupError("lost"))
+    futures = [listeners.follow(loop.create_future()) for _ in range(3)]
+    futures[0].add_done_callback(raise_odd)
+    loop.set_exception_handler(lambda *_: None)
+    idle = asyncio.ensure_future(listeners.idle())
+    await asyncio.sleep(0)
+    await loop.shutdown_asyncgens()
+    await idle
+
+    assert [type(future.exception(0)) for future in futures] == [LookupError] * 3
+    assert listeners._sentinel is None
+
+
+async def test_a_call_that_is_given_up_before_it_starts() -> None:
+    """Nothing of it runs, and nothing of it warns."""
+    ran: list[int] = []
+
+    async def run() -> None:
+        ran.append(1)  # pragma: no cover -- it must not
+
+    call = threads_module._Call(run(), asyncio.get_running_loop())
+    call.cancel()
+    call.start()
+    await asyncio.sleep(0)
+    assert not ran

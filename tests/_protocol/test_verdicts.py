@@ -481,3 +481,11 @@ def test_a_metadata_value_of_another_type_fits_none(value: Any) -> None:
     assert isinstance(match_unprocessed([empty, A], body)[0], Rejected)
     two = answer(1, echo_of(empty, metadata=[{"name": "k", "value": "", "Value": "0"}]))
     assert match_unprocessed([empty, zero], two) == [UNKNOWN] * 2
+
+
+def test_an_echo_with_more_metadata_than_is_read_fits_none() -> None:
+    """Unless it came back as it was sent: reading it would take too long."""
+    many = timed(parent_guid="p", metadata={f"k{number}": "v" for number in range(1001)})
+    pairs = echo_of(many)["metadata"]
+    assert isinstance(match_unprocessed([many, A], answer(1, echo_of(many)))[0], Rejected)
+    assert match_unprocessed([many, A], answer(1, echo_of(many, metadata=pairs[::-1]))) == [UNKNOWN] * 2

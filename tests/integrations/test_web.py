@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -298,3 +299,31 @@ async def test_an_aiohttp_application_without_an_emitter() -> None:
     app.router.add_get("/", track)
     async with AiohttpClient(TestServer(app)) as client:
         assert await (await client.get("/")).text() == "said so"
+
+
+async def _nothing(_app: Any) -> AsyncIterator[None]:
+    yield
+
+
+class _CallableGenerator:
+    async def __call__(self, _app: Any) -> AsyncIterator[None]:
+        yield
+
+
+@pytest.mark.parametrize("inner", [_nothing, functools.partial(_nothing), _CallableGenerator()])
+def test_an_inner_lifespan_that_is_none(inner: Any) -> None:
+    """Its decorator is missing, in whatever form it comes."""
+    with pytest.raises(InvalidSettingError, match="is @asynccontextmanager missing before"):
+        emitter_lifespan(Emitter, inner)
+
+
+async def test_two_lifespans_one_inside_the_other(rokt_sandbox: Sandbox) -> None:
+    """Handlers could not tell their emitters apart."""
+    app = FastAPI()
+    nested = emitter_lifespan(Emitter, emitter_lifespan(Emitter))
+    with pytest.raises(InvalidSettingError, match="must have one emitter_lifespan, got two"):
+        async with nested(app):
+            pass  # pragma: no cover
+    async with emitter_lifespan(Emitter)(app):
+        assert app.state.rokt_emitter.stats.accepted == 0
+    assert not hasattr(app.state, "rokt_emitter")
