@@ -80,7 +80,7 @@ def _show(value: Any) -> str:
             shown = _repr.repr(value).encode("ascii", "backslashreplace").decode()
         else:
             shown = ascii(value)
-    except Exception:  # noqa: BLE001 -- the value is somebody else's
+    except Exception:  # noqa: BLE001 -- the value is foreign code
         return f"a {type(value).__name__}"
     return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 3]}..."
 
@@ -124,7 +124,7 @@ _WHOLE: Final = timedelta(milliseconds=1)
 def _is_naive(value: datetime) -> bool:
     try:
         return value.utcoffset() is None
-    except Exception:  # noqa: BLE001 -- a time zone, or a subclass, of somebody else
+    except Exception:  # noqa: BLE001 -- a foreign time zone or subclass
         return False
 
 

@@ -512,7 +512,7 @@ class Emitter:
         )
 
     def _tell_of_loss(self, what: str) -> None:
-        """Logs how many events are lost with an emitter that nobody has closed."""
+        """Logs how many events are lost with an emitter that was not closed."""
         if pending := self.stats.pending:
             events = "1 event" if pending == 1 else f"{pending} events"
             log(logging.ERROR, "%r %s: %s will be lost unless it is closed", self, what, events)
@@ -533,7 +533,7 @@ _started: Final[weakref.WeakSet[Emitter]] = weakref.WeakSet()
 
 @atexit.register
 def _tell_of_open_emitters() -> None:
-    """Says what is lost, where nobody closed an emitter: in a daemon thread, for example."""
+    """Says what is lost with emitters that were not closed: in a daemon thread, for example."""
     for emitter in tuple(_started):
         if emitter._state in ("open", "closing") and emitter._home.is_in_this_process():
             emitter._tell_of_loss("is open while the program ends")

@@ -358,7 +358,7 @@ def _to_utc(value: Any) -> Any:
             moment.microsecond,
             UTC,
         )
-    except Exception:  # noqa: BLE001 -- a time zone, or a subclass, of somebody else; it is reported
+    except Exception:  # noqa: BLE001 -- a foreign time zone or subclass; it is reported
         return value
 
 
@@ -371,7 +371,7 @@ def _to_pairs(value: Metadata) -> tuple[NameValuePair, ...]:
             return tuple([_plain_pair(name, text) for name, text in value.items()])
         if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
             return tuple(value)
-    except Exception:  # noqa: BLE001 -- a mapping, or an iterable, of somebody else; it is reported
+    except Exception:  # noqa: BLE001 -- a foreign mapping or iterable; it is reported
         return _Unreadable(value)  # type: ignore[return-value]  # so that `_problems` reports it
     return value
 

@@ -183,7 +183,7 @@ def _show(value: object) -> str:
     """Returns a value as Python would show it, shortened; by its type if that raises."""
     try:
         shown = repr(value)
-    except Exception:  # noqa: BLE001 -- the value is somebody else's
+    except Exception:  # noqa: BLE001 -- the value is foreign code
         return f"a {type(value).__name__}"
     return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 3]}..."
 

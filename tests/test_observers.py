@@ -460,7 +460,7 @@ async def test_a_close_from_on_closed(sandbox: Sandbox) -> None:
 
 
 async def test_only_on_accepted_sees_the_callers_context(sandbox: Sandbox) -> None:
-    """Everything else belongs to no request, whoever started the emitter, or overflowed its queue."""
+    """Everything else belongs to no request, whatever started the emitter, or overflowed its queue."""
     variable = contextvars.ContextVar("variable", default="none")
     seen: list[tuple[str, str]] = []
 

@@ -180,7 +180,7 @@ class Keyring:
             _log_failure(failure)
 
     async def _call(self) -> Credentials:
-        assert self._provider is not None, "without a provider nobody is asked"
+        assert self._provider is not None, "only a provider is asked"
         if inspect.iscoroutinefunction(_unwrapped(self._provider)):
             answer = self._provider()
         else:

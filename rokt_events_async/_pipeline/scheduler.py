@@ -60,8 +60,8 @@ class Pool:
     """Owns the workers, and decides what they send.
 
     Args:
-        queue: Fresh batches. Nobody else takes from it.
-        parking: Parked trips. Nobody else takes from it.
+        queue: Fresh batches. Only the pool takes from it.
+        parking: Parked trips. Only the pool takes from it.
         on_released: Called with a session's id when the session holds less than before.
         context: The context in which tasks and timers run, so that they do not inherit a caller's.
     """

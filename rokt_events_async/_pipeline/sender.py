@@ -309,7 +309,7 @@ class Sender:
         status = reply.status if reply else None
         retry_after = (self._retry_after(reply) if reply else None) or 0.0
         if batch.last_cause is Cause.UNREADABLE:
-            self._breaker.on_answer()  # It is one, though nobody can read it.
+            self._breaker.on_answer()  # It is one, though it cannot be read.
         else:
             self._breaker.on_failure(trip.session.id, now=now, retry_after=retry_after, status=status)
         self._health.on_failure(reason, now=now)

@@ -25,7 +25,7 @@ class SplitGuard:
         self._next_at = -math.inf
 
     def may_split(self, *, now: float) -> bool:
-        """Returns True if a refused batch is to be split, and counts it."""
+        """Returns True if a refused batch may be split, and counts it."""
         if self._spoilt < MAX_SPOILT:
             return True
         if now < self._next_at:

@@ -23,7 +23,7 @@ class LoopGoneError(Exception):
     """The loop has ended or is ending, and has not finished the call.
 
     Attributes:
-        is_cancelled: True if somebody has cancelled the call, on a loop that may go on.
+        is_cancelled: True if the call was cancelled, on a loop that may go on.
     """
 
     def __init__(self, *, is_cancelled: bool = False) -> None:
@@ -82,7 +82,7 @@ class _Call(Generic[T]):
         self._task.add_done_callback(self._on_done)
 
     def cancel(self) -> None:
-        """Cancels the task, because nobody waits any more. Called on the loop."""
+        """Cancels the task, because its caller waits no more. Called on the loop."""
         self._is_cancelled = True
         if self._task is not None:
             self._task.cancel()
@@ -119,7 +119,7 @@ def _never_run(*coroutines: Coroutine[Any, Any, Any]) -> None:
 class _Outcome(concurrent.futures.Future[T]):
     """An outcome for other threads, which looks once per second whether the loop is still there.
 
-    A loop that is closed without a word tells nobody.
+    A loop that is closed without a word tells no thread.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, lost: Callable[[], Exception]) -> None:

@@ -29,7 +29,7 @@ class Exchange:
         self._timed_out = False
         self.deadline = deadline
         self.is_renewed = False
-        """True if its time began anew, because the loop was held."""
+        """True if its time has begun again, because the loop was held."""
 
     def time_out(self) -> None:
         """Interrupts the task."""
@@ -84,7 +84,7 @@ class Timeouts:
             self._due[first] = _TURNS
 
     def _renew(self, exchange: Exchange) -> None:
-        """Gives an exchange its time anew, once: the loop was held, and that is not the server's silence.
+        """Gives an exchange its whole time again, once: the loop was held, and that is not the server's silence.
 
         Its request may not even have been written.
         """

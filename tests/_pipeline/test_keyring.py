@@ -389,7 +389,7 @@ async def test_a_call_that_still_runs_is_left_at_the_close(sandbox: Sandbox) -> 
 async def test_a_provider_that_is_cancelled_inside_ends_no_event(
     sandbox: Sandbox, caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
-    """It has failed, and nobody has cancelled the emitter's own work."""
+    """It has failed, and the emitter's own work was not cancelled."""
     answers: list[Any] = [sandbox.credentials]
 
     async def provide() -> Credentials:
@@ -457,7 +457,7 @@ async def test_an_answer_that_comes_late_is_used() -> None:
 
 
 async def test_a_late_failure_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Also if nobody waits for it any more."""
+    """Also if no caller waits for it any more."""
     release = asyncio.Event()
     answers = [CREDENTIALS]
 

@@ -6,7 +6,7 @@ import pytest
 
 from rokt_events_async._protocol.texts import MAX_TEXT, clean
 
-SECRET = "rsec-of-somebody"
+SECRET = "rsec-of-a-shop"
 
 
 @pytest.mark.parametrize(

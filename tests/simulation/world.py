@@ -1176,7 +1176,7 @@ def _is_no_http(request: RequestReport) -> bool:
 
 
 def _is_failure(request: RequestReport) -> bool:
-    """Whether a request asks to be repeated. An answer that nobody can read is an answer."""
+    """Whether a request asks to be repeated. An answer that cannot be read is an answer."""
     return request.status in AGAIN or (request.status is None and not _is_no_http(request))
 
 
