@@ -84,7 +84,7 @@ class Timeouts:
             self._due[first] = _TURNS
 
     def _renew(self, exchange: Exchange) -> None:
-        """Gives an exchange its whole time again, once: the loop was held, and that is not the server's silence.
+        """Gives an exchange its time again, once: a held loop is not the server's silence.
 
         Its request may not even have been written.
         """
