@@ -46,7 +46,7 @@ from rokt_events_async._pipeline.trips import Trip
 from rokt_events_async.outcomes import Cause, Delivery
 from rokt_events_async.settings import EmitterSettings
 
-_SLICE: Final = 100
+_SLICE: Final = 50
 """How many events or sessions are given up between two turns of the loop."""
 
 _RESTART: Final = 0.1
