@@ -18,6 +18,7 @@ A closed breaker ignores the `Retry-After` of single batches, but pauses all sta
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Final
 
 MIN_FAILURES: Final = 16
@@ -50,6 +51,8 @@ class Breaker:
         self._paused_until = -math.inf
         self.starts_at = -math.inf
         """When the next request may start; the past if it may start now."""
+        self.on_resumed: Callable[[], None] = lambda: None
+        """Called when starts are held up no more."""
 
     @property
     def failed_sessions(self) -> int:
@@ -73,6 +76,7 @@ class Breaker:
         if self.is_open:
             self.is_open = False
             self.starts_at = self._paused_until
+            self.on_resumed()
 
     def on_failure(
         self, session_id: str, *, now: float, status: int | None, retry_after: float = 0.0
@@ -97,6 +101,7 @@ class Breaker:
         self._paused_until = -math.inf
         if not self.is_open:
             self.starts_at = -math.inf
+            self.on_resumed()
 
     def _wait_until(self, moment: float) -> None:
         self.starts_at = max(self.starts_at, moment)

@@ -84,6 +84,7 @@ class Pool:
         self._sender = sender
         self._settlement = settlement
         self._breaker = breaker
+        breaker.on_resumed = self._arm
         self._on_released = on_released
         self._deadline = settings.deadline
         self._linger = settings.flush_interval
@@ -301,7 +302,10 @@ class Pool:
         self._queue.settle(session, items=items, size=size)
         if session.has_more:
             is_overdue = self._sender.overdue_by(now)
-            self._give_up_overdue(self._queue.drop_overdue(session, is_overdue, at_most=_SLICE))
+            overdue = self._queue.drop_overdue(session, is_overdue, at_most=_SLICE)
+            self._give_up_overdue(overdue)
+            if len(overdue) >= _SLICE:
+                self._sweep_after(0, 0)
         self._queue.release(session, now=now)
         self._on_released(session.id)
 
@@ -312,6 +316,8 @@ class Pool:
             self._sweep_after(self._sweep_interval, 0)
 
     def _sweep_after(self, wait: float, start: int) -> None:
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
         self._sweep_timer = self._loop.call_later(wait, self._sweep, start, context=self._context)
 
     def _sweep(self, start: int) -> None:
@@ -324,6 +330,8 @@ class Pool:
             self._sweep_after(0, start)
         elif self._parking or (self._queue.sessions and (self._is_busy() or self._breaker.starts_at > now)):
             self._sweep_after(self._sweep_interval, 0)
+        if handled or overdue:
+            self._arm()  # A session that is released may have more to send.
 
     def _sweep_parked(self, now: float) -> int:
         """Gives up overdue events of parked trips, a slice of them. Returns how many trips it looked at."""

@@ -381,8 +381,9 @@ class Sender:
         self._guard.on_answer()
         self._breaker.on_answer()
         if self._episode.is_on or not self._episode.has_worked:
+            was_on = self._episode.is_on
             self._episode.on_answer(began=batch.began)
-            if not self._episode.is_on:
+            if was_on and not self._episode.is_on:
                 self._breaker.resume()
         if says_all_processed(reply.body, len(batch.deliveries)):
             self._settlement.deliver(batch, batch.deliveries)

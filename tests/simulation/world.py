@@ -1104,7 +1104,7 @@ class Eye(Observer):
         if request.status == 429:
             self.limited[request.deliveries[0].event.session_id] = now
             if sum(at > now - 2.0 for at in self.limited.values()) >= 3:
-                self.paused_until = now + 60.0
+                self.paused_until = now + 63.0  # The longest `Retry-After`, and what came within the wait.
         if request.status is not None and 200 <= request.status <= 299:
             self.answered_at = now
         began = now - request.duration
