@@ -322,8 +322,6 @@ class Batches(Generic[T]):
                 overdue += self.drop_overdue(head, is_overdue, at_most=at_most - len(overdue))
                 if len(head.open) == opened:
                     break
-                if head is ring.after:
-                    self._fall_due(head)
         looked_at = list(islice(self._ready, start, start + at_most))
         before = len(self._ready)
         for session in looked_at:
@@ -347,10 +345,13 @@ class Batches(Generic[T]):
             session.pop_full()
         if session.full:
             return overdue
-        overdue += self._drop_front(session, session.open, is_overdue)
+        dropped = self._drop_front(session, session.open, is_overdue)
+        overdue += dropped
         if not session.open:
             _unlink(session)
             session.is_due = False
+        elif dropped:  # Its place in a ring is that of events which are gone.
+            self._fall_due(session)
         if session.is_ready and not session.is_due:
             session.is_ready = False
             del self._ready[session]

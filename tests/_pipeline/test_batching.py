@@ -359,3 +359,18 @@ def test_heavy_sessions_are_known() -> None:
     assert not batches.heavy
     assert batches.held_by("large") == (0, 0)
     assert batches.sessions == 0
+
+
+def test_a_session_that_loses_its_front_at_a_release_hides_no_other() -> None:
+    """Its place in the ring is that of items which are gone: it must not stand before older ones."""
+    batches: Batches[float] = Batches(max_batch_size=5, linger=0.0)
+    batches.add("flying", 0.0, now=0.0)
+    flying = batches.take(now=1.0)
+    assert flying is not None
+    batches.add("flying", 1.0, now=1.0)
+    batches.add("other", 1.5, now=1.5)
+    batches.add("flying", 9.0, now=9.0)
+    assert batches.drop_overdue(flying[0], lambda item: item <= 1.0, at_most=10) == [1.0]
+    assert batches.take_overdue(lambda item: item <= 2.0, start=0, at_most=10)[0] == [1.5]
+    batches.release(flying[0], now=9.0)
+    assert batches.take(now=9.0) == (flying[0], [9.0])

@@ -1086,6 +1086,7 @@ class Eye(Observer):
         if isinstance(outcome, CredentialsRefusedError) and self.has_worked:
             self._world.suspect(f"11: {outcome} though the credentials have worked")
         is_vain = delivery.event.parent_guid in self.accepted_in_vain and not self.has_worked
+        is_vain = is_vain and bool(self._world.refusals)  # Elsewhere it may wait for a slot as well.
         if is_vain and outcome.cause is Cause.DEADLINE and outcome.attempts == 0:
             self._world.suspect(f"11: it waited, with credentials that have never worked: {outcome}")
 
@@ -1138,8 +1139,9 @@ class Eye(Observer):
         elif request.status is not None and 200 <= request.status <= 299:
             self.has_worked = True
             if began > self.last_refused_at:
-                self.refused_at = None
                 self.refused_sessions.clear()
+            if len(self.refused_sessions) < 2:
+                self.refused_at = None
 
     def _check_silence(self, request: RequestReport) -> None:
         """Invariant 11: an answer that is there is read, though the loop was held until its time was up."""
