@@ -24,7 +24,7 @@ from typing import Any, Final, Generic, Literal, NoReturn, Self, TypeVar, get_ar
 
 import aiohttp
 
-from rokt_events_async._pipeline.context import Home, outcome_lost_error
+from rokt_events_async._pipeline.context import Home, outcome_lost_error, running_loop
 from rokt_events_async._pipeline.dead_letters import DeadLetters, OnUndelivered
 from rokt_events_async._pipeline.engine import Engine, assemble
 from rokt_events_async._pipeline.hooks import Hooks
@@ -215,7 +215,7 @@ class Emitter:
             return
         if self._state != "new":
             raise EmitterClosedError("a closed emitter cannot be started again: construct another one")
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         if getattr(self._session, "_loop", loop) is not loop:
             raise WrongContextError("the session that was passed in belongs to another event loop")
         if not self._keyring.is_open:

@@ -20,7 +20,15 @@ from rich.console import Console
 from rich.pretty import pretty_repr
 from rich.traceback import Traceback
 
-from rokt_events_async import DEMO, PRODUCTION, Credentials, Emitter, InvalidSettingError, RetryPolicy
+from rokt_events_async import (
+    DEMO,
+    PRODUCTION,
+    Credentials,
+    Emitter,
+    InvalidSettingError,
+    RetryPolicy,
+    WrongContextError,
+)
 from tests.samples import CREDENTIALS, SECRET
 
 
@@ -448,3 +456,23 @@ def test_an_emitter_is_no_plain_context_manager() -> None:
         with emitter:
             pass  # pragma: no cover
     assert repr(Emitter.__new__(Emitter)) == "<Emitter, not constructed>"
+
+
+class Raises:
+    """A value whose own methods raise."""
+
+    def __repr__(self) -> str:
+        raise LookupError("no repr")
+
+
+def test_a_setting_that_cannot_be_shown() -> None:
+    """It is named by its type."""
+    with pytest.raises(InvalidSettingError, match=r"flush_interval must be .*, got a Raises"):
+        Emitter(CREDENTIALS, flush_interval=Raises())  # type: ignore[arg-type]
+
+
+def test_a_start_without_an_asyncio_loop() -> None:
+    """As under trio."""
+    starting = Emitter(CREDENTIALS).start()
+    with pytest.raises(WrongContextError, match="no asyncio event loop runs here"):
+        starting.send(None)

@@ -33,6 +33,20 @@ if sys.platform != "win32":
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def running_loop() -> asyncio.AbstractEventLoop:
+    """Returns the loop that runs here.
+
+    Raises:
+        WrongContextError: None does.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise WrongContextError(
+            "no asyncio event loop runs here: an emitter works in asyncio, not in trio or plain threads"
+        ) from None
+
+
 class Home:
     """The loop, thread and process of one emitter."""
 
@@ -43,12 +57,7 @@ class Home:
 
     def adopt_running_loop(self) -> asyncio.AbstractEventLoop:
         """Makes the running loop, with its thread and process, the emitter's home."""
-        try:
-            self.loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise WrongContextError(
-                "no asyncio event loop runs here: an emitter works in asyncio, not in trio or plain threads"
-            ) from None
+        self.loop = running_loop()
         self._process, self._thread = _this_process, threading.get_ident()
         return self.loop
 

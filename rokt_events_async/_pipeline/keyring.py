@@ -168,14 +168,11 @@ class Keyring:
         self._asking = None
         if asking.cancelled():
             return
-        error = asking.exception()
+        asking.exception()  # Marks it as retrieved.
         if self._waiting:
             return  # Who waits uses it, or raises.
         try:
-            if isinstance(error, Exception):
-                raise error
-            if error is None:
-                self._use(asking.result())
+            self._use(asking.result())
         except Exception as failure:  # noqa: BLE001 -- as in `refresh`
             _log_failure(failure)
 

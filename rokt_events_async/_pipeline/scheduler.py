@@ -132,9 +132,7 @@ class Pool:
         return len(self._workers) >= self._max_concurrency
 
     def _starts_at(self, now: float) -> float:
-        """Returns when something can start, if nothing changes before; infinity if nothing can."""
-        if self._is_busy():
-            return math.inf
+        """Returns when a free worker can start something; infinity if there is nothing."""
         fresh_at = self._queue.next_due()
         when = min(math.inf if fresh_at is None else fresh_at, self._retry_due(fresh_at, now))
         return when if when == math.inf else max(when, now, self._breaker.starts_at)

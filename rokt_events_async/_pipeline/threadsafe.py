@@ -189,10 +189,10 @@ class Listeners(Generic[T]):
         try:
             _copy(source, outcome)  # It calls the callbacks of the application, which may raise anything.
         finally:
-            if not self._open:
-                sentinel, self._sentinel = self._sentinel, None
-                if sentinel is not None:
-                    _step(sentinel.aclose())
+            sentinel = self._sentinel
+            if sentinel is not None and not self._open:
+                self._sentinel = None
+                _step(sentinel.aclose())
 
     async def _watch_for_the_end(self) -> AsyncGenerator[None, None]:
         try:

@@ -388,3 +388,16 @@ async def test_a_parked_trip_keeps_its_younger_events() -> None:
             await asyncio.sleep(50)
             pool._sweep_parked(loop.time())
             assert (young.done(), len(pool._parking), emitter.stats.sessions) == (True, 0, 0)
+
+
+async def test_many_overdue_events_at_a_release_end_in_slices() -> None:
+    """At once, and not at the next look of the sweep."""
+    loop = asyncio.get_running_loop()
+    async with Sandbox(script=["silence"]) as sandbox:
+        settings: dict[str, Any] = {"flush_interval": 0, "max_concurrency": 1, "request_timeout": 6.0}
+        async with emitter_for(sandbox, retry=RetryPolicy(deadline=5), **settings) as emitter:
+            deliveries = [await emitter.track(event()) for _ in range(200)]
+            began = loop.time()
+            await asyncio.gather(*deliveries, return_exceptions=True)
+            assert loop.time() - began < 6.1
+            assert emitter.stats.unconfirmed + emitter.stats.failed == 200

@@ -489,3 +489,10 @@ def test_an_echo_with_more_metadata_than_is_read_fits_none() -> None:
     pairs = echo_of(many)["metadata"]
     assert isinstance(match_unprocessed([many, A], answer(1, echo_of(many)))[0], Rejected)
     assert match_unprocessed([many, A], answer(1, echo_of(many, metadata=pairs[::-1]))) == [UNKNOWN] * 2
+
+
+def test_three_vague_echoes_of_two_events() -> None:
+    """None was processed, so all are refused; what the third one means is not told."""
+    one, two = (attrs.evolve(A, event_time=NOW + timedelta(seconds=number)) for number in (0, 1))
+    vague = echo_of(one, eventTime=None)
+    assert match_unprocessed([one, two, B], answer(0, vague, vague, vague)) == [REFUSED] * 3
