@@ -94,3 +94,20 @@ def test_it_counts_the_sessions_that_failed() -> None:
 
     assert breaker.is_open
     assert breaker.failed_sessions == 1
+
+
+def test_the_end_of_a_pause_does_not_close_it() -> None:
+    """Refused credentials hold up all starts, beside an outage; each ends by itself."""
+    breaker = Breaker(max_concurrency=1, wait=(1.0, 2.0))
+    resumed: list[int] = []
+    breaker.on_resumed = lambda: resumed.append(1)
+    for number in range(16):
+        breaker.on_failure(f"s{number}", now=0.0, status=503)
+    breaker.pause(until=50.0)
+    breaker.resume()
+    assert breaker.is_open
+    assert not resumed
+    assert not breaker.may_start(now=0.0)
+    breaker.on_answer()
+    assert breaker.may_start(now=0.0)
+    assert resumed == [1]
