@@ -36,6 +36,7 @@ class HealthMonitor:
     Args:
         clock: Returns the aware now.
         now: Returns the loop's time.
+        call_later: Calls something after so many seconds, on the loop.
     """
 
     def __init__(

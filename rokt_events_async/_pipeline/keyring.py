@@ -8,8 +8,8 @@
 ```
 
 If the credentials have worked before, an episode of refusals is an outage: events wait, those of all sessions
-once two of them were refused. If they have never
-worked, they are wrong: events fail at once, all but the probe's without a request of their own.
+once two of them were refused. If they have never worked, they are wrong: events fail at once, all but the
+probe's without a request of their own.
 """
 
 from __future__ import annotations
