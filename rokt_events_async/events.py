@@ -297,17 +297,15 @@ def _plain_pairs(metadata: Metadata) -> tuple[NameValuePair, ...] | None:
         return ()
     if type(metadata) is not dict:
         return None
-    size = 0
     for name, value in metadata.items():
         # Before the look-up, which would take any string that is equal to a plain one.
         if not (type(name) is type(value) is str and name and name.isascii() and value.isascii()):
             return None
-        size += len(name) + len(value)
     items = tuple(metadata.items())
     shared = _shared_pairs.get(items)
     if shared is None:
         shared = tuple([unchecked_pair(name, value) for name, value in items])
-        if size <= MAX_SHARED:
+        if sum([len(name) + len(value) for name, value in items]) <= MAX_SHARED:
             if len(_shared_pairs) >= _MAX_SHARED_COUNT:
                 _shared_pairs.clear()
             _shared_pairs[items] = shared

@@ -7,6 +7,7 @@ stands twice in an object, or in two casings, makes the whole answer contradicto
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -77,30 +78,45 @@ class Answer:
 _ORDINARY: Final = {"processedEventsCount", "unprocessedEvents", "success"}
 
 
+_PLAIN: Final = (bool, type(None))
+
+
 def says_all_processed(body: bytes | None, count: int) -> bool:
     """Returns True if the body of a 2xx is the ordinary one: `count` processed, and nothing else to say."""
-    try:
-        root = orjson.loads(body or b"")
-    except orjson.JSONDecodeError:
+    if body is None:
         return False
+    # Nearly all answers are equal, byte for byte.
+    read = _recent_count if len(body) <= _MAX_RECENT else _count_processed
+    return read(body) == count
+
+
+_MAX_RECENT: Final = 256
+"""The most bytes of an answer that is remembered."""
+
+
+def _count_processed(body: bytes) -> int | None:
+    """Returns how many events the ordinary body of a 2xx says were processed; `None` for any other body."""
+    try:
+        root = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
     if (
         type(root) is not dict
         or type(processed := root.get("processedEventsCount")) is not int
-        or processed != count
         or root.get("unprocessedEvents") != []
-        or body is None
     ):
-        return False
+        return None
     if (
         root.keys() <= _ORDINARY
         and type(root.get("success")) in _PLAIN
         and len(body) == len(orjson.dumps(root))
     ):
-        return True  # No key stands twice, or what was kept would be shorter.
-    return len(lower_keys(root)) == len(root) and not _has_doubled_keys(body, root)
+        return processed  # No key stands twice, or what was kept would be shorter.
+    is_plain = len(lower_keys(root)) == len(root) and not _has_doubled_keys(body, root)
+    return processed if is_plain else None
 
 
-_PLAIN: Final = (bool, type(None))
+_recent_count: Final = functools.lru_cache(maxsize=64)(_count_processed)
 
 
 def read_answer(body: bytes | None, clean: Clean = clean, *, at_most: int = 100) -> Answer | None:
