@@ -9,17 +9,20 @@ from rokt_events_async.errors import (
     EventProblem,
     InvalidEventError,
     InvalidSettingError,
+    JournalError,
     NotAcceptedError,
     QueueFullError,
     RoktEventsError,
     WrongContextError,
 )
 from rokt_events_async.events import EventType, NameValuePair, PartnerEvent
+from rokt_events_async.journal import Journal
 from rokt_events_async.observers import LoggingObserver, Observer, RequestReport, RetryReport
 from rokt_events_async.outcomes import (
     Cause,
     CredentialsRefusedError,
     Delivery,
+    DeliveryDeferredError,
     DeliveryError,
     DeliveryFailedError,
     DeliveryUnconfirmedError,
@@ -28,6 +31,7 @@ from rokt_events_async.outcomes import (
     EventExpiredError,
     EventRejectedError,
     Health,
+    JournalStats,
     LastError,
     Outcome,
     Receipt,
@@ -43,6 +47,7 @@ __all__ = [
     "Credentials",
     "CredentialsRefusedError",
     "Delivery",
+    "DeliveryDeferredError",
     "DeliveryError",
     "DeliveryFailedError",
     "DeliveryUnconfirmedError",
@@ -58,6 +63,9 @@ __all__ = [
     "Health",
     "InvalidEventError",
     "InvalidSettingError",
+    "Journal",
+    "JournalError",
+    "JournalStats",
     "LastError",
     "LoggingObserver",
     "NameValuePair",

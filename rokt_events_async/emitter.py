@@ -13,7 +13,9 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import contextvars
 import logging
+import os
 import random
 import warnings
 import weakref
@@ -31,8 +33,10 @@ from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.intake import Intake
 from rokt_events_async._pipeline.keyring import CredentialsProvider, Keyring
 from rokt_events_async._pipeline.log import log
+from rokt_events_async._pipeline.recorder import Recorder
 from rokt_events_async._pipeline.retry import Random
 from rokt_events_async._pipeline.room import closed_error
+from rokt_events_async._pipeline.store import Depot
 from rokt_events_async._pipeline.threadsafe import Listeners, LoopGoneError, run_there
 from rokt_events_async._pipeline.transport import HttpTransport, Transport, check_session
 from rokt_events_async.errors import (
@@ -42,6 +46,7 @@ from rokt_events_async.errors import (
     WrongContextError,
 )
 from rokt_events_async.events import PartnerEvent
+from rokt_events_async.journal import Journal, choose_journal
 from rokt_events_async.observers import LoggingObserver, Observer
 from rokt_events_async.outcomes import Delivery, DrainReport, EmitterStats, Health, Outcome, Receipt
 from rokt_events_async.settings import (
@@ -115,6 +120,8 @@ class Emitter:
         when_full: What `track` does then: `"drop"` accepts the event and fails it at once, counted, logged
             and handed to `on_undelivered`; `"raise"` raises a `QueueFullError`.
         retry: When a request is retried, and when its events are given up.
+        journal: A `Journal`, or the path of its directory: accepted events then survive their process.
+            `None` reads `ROKT_JOURNAL`, and has no journal without it.
         request_timeout: Seconds for one exchange, connecting and reading the answer included.
         close_timeout: Seconds for which `aclose` drains, unless the call says otherwise.
         session: An aiohttp session to use; the emitter never closes it. The caller answers for its cookie
@@ -163,6 +170,7 @@ class Emitter:
         request_timeout: float = 10.0,
         close_timeout: float = 10.0,
         session: aiohttp.ClientSession | None = None,
+        journal: Journal | str | os.PathLike[str] | None = None,
         observers: Iterable[Observer] | None = None,
         on_undelivered: OnUndelivered | None = None,
         _clock: Callable[[], datetime] = _utc_now,
@@ -170,7 +178,9 @@ class Emitter:
         _transport: Transport | None = None,
     ) -> None:
         credentials = Credentials.from_env() if credentials is None else credentials
+        self._journal = choose_journal(journal)
         self._settings = check_settings(
+            is_durable=self._journal is not None,
             endpoint=choose_endpoint(endpoint, allow_http=allow_http),
             flush_interval=flush_interval,
             max_batch_size=max_batch_size,
@@ -196,6 +206,7 @@ class Emitter:
         self._hooks = Hooks(told, self._dead_letters)
         self._listeners: Listeners[Receipt] = Listeners(outcome_lost_error)
         self._home = Home()
+        self._opening = asyncio.Lock()
         self._intake: Intake | None = None  # Only while the emitter is open.
         self._state = "new"
 
@@ -208,6 +219,7 @@ class Emitter:
             EmitterClosedError: The emitter has been closed; it stays closed.
             WrongContextError: The emitter was started in another loop, thread or process, or the session
                 that was passed in belongs to another loop.
+            JournalError: The journal cannot be opened: no permission, no local disk.
             Exception: Whatever the provider of credentials raises, a `TimeoutError` if it takes too long.
         """
         if self._state == "open":
@@ -226,8 +238,35 @@ class Emitter:
                     raise
             await self.start()  # Another call may have opened or closed it meanwhile.
             return
+        if self._journal is None:
+            self._assemble(loop, None)
+            return
+        async with self._opening:
+            if self._state == "new":
+                await self._open_journal(loop, self._journal)
+                return
+        await self.start()
+
+    async def _open_journal(self, loop: asyncio.AbstractEventLoop, journal: Journal) -> None:
+        credentials = self._keyring.current
+        depot = await journal.open(
+            endpoint=self._settings.endpoint, tag_id=credentials.tag_id, pub_id=credentials.pub_id
+        )
+        if self._state == "new":
+            self._assemble(loop, depot)
+        else:  # Closed meanwhile.
+            await depot.aclose()
+            raise EmitterClosedError("the emitter was closed while it was being started")
+
+    def _assemble(self, loop: asyncio.AbstractEventLoop, depot: Depot | None) -> None:
         self._home.adopt_running_loop()
         settings = self._settings
+        # Empty: an emitter that a request starts must not carry that request's values for ever.
+        context = contextvars.Context()
+        recorder = None
+        if depot is not None and self._journal is not None:
+            on_error = self._journal.on_error
+            recorder = Recorder(depot, on_error=on_error, loop=loop, context=context)
         self._engine = assemble(
             settings=settings,
             keyring=self._keyring,
@@ -239,17 +278,21 @@ class Emitter:
                 timeout=settings.request_timeout,
                 connections=settings.max_concurrency,
             ),
+            recorder=recorder,
+            max_bytes=self._journal.max_bytes if self._journal else 0,
             hooks=self._hooks,
             dead_letters=self._dead_letters,
             listeners=self._listeners,
             clock=self._clock,
             random=self._random,
             loop=loop,
+            context=context,
             on_closed=self._on_closed,
         )
         self._intake = self._engine.intake
         self._state = "open"
         _started.add(self)
+        self._engine.start()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -313,6 +356,9 @@ class Emitter:
         Cancelled while it waits for room, the event is not accepted. An accepted event ends in exactly one
         outcome, whatever becomes of the caller.
 
+        With a journal it returns once the event is stored, also after a wait for the disk. Cancelled
+        meanwhile, the event may be stored; it is then sent and counted.
+
         Returns:
             The delivery, whose `event` has its time stamped. Awaiting it returns the receipt or raises
             the event's `DeliveryError`. Cancelling it detaches the caller, and the event is still sent.
@@ -320,6 +366,7 @@ class Emitter:
         Raises:
             InvalidEventError: No `PartnerEvent`, or its time is not within 3 days back and 5 minutes ahead.
             QueueFullError: No room, with `when_full="raise"`; or it is larger than `max_pending_bytes`.
+            JournalError: It could not be stored.
             EmitterNotStartedError: Before `start()`.
             EmitterClosedError: After `aclose()` began, also while it waited for room.
             WrongContextError: Called in another loop, thread or process.
@@ -328,12 +375,15 @@ class Emitter:
         if intake is None or not self._home.is_here():
             intake = self._check_open()
         delivery = intake.prepare(event)
-        if not intake.accept_nowait(delivery):
+        if not intake.try_accept(delivery):
             await intake.accept(delivery, max_wait=self._settings.max_wait)
         return delivery
 
     def track_nowait(self, event: PartnerEvent) -> Delivery:
         """Accepts one event without waiting, for synchronous code on the loop's thread.
+
+        With a journal the event is accepted in memory, and on disk milliseconds later. If the disk then
+        fails, it stays in memory alone.
 
         Raises:
             QueueFullError: No room, or other callers wait for it, with `when_full="raise"`.
@@ -373,7 +423,7 @@ class Emitter:
         async for event in _iterate(events):
             intake = self._check_open()
             delivery = intake.prepare(event)
-            if not intake.accept_nowait(delivery):
+            if not intake.try_accept(delivery):
                 await intake.accept(delivery, max_wait=max_wait)
             yield delivery
             accepted += 1

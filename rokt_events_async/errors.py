@@ -6,9 +6,11 @@ RoktEventsError
 ├── InvalidEventError        (ValueError)    an event breaks the specification; found before it was sent
 ├── NotAcceptedError                         the event was valid, and was not accepted
 │   ├── QueueFullError                       the queue has no room for the event
+│   ├── JournalError                         the journal could not store the event, or cannot be opened
 │   ├── EmitterNotStartedError (RuntimeError)  used before `start()`
 │   └── EmitterClosedError   (RuntimeError)  used after `aclose()`
 ├── WrongContextError        (RuntimeError)  used in another loop, thread or process
+├── DeliveryDeferredError                    an accepted event was handed over to the journal; see `outcomes`
 └── DeliveryError                            an accepted event was not delivered; see `outcomes`
 ```
 
@@ -89,6 +91,20 @@ class NotAcceptedError(RoktEventsError):
 
 class QueueFullError(NotAcceptedError):
     """The queue has no room for the event. It was not accepted."""
+
+
+class JournalError(NotAcceptedError):
+    """The journal could not store the event, which was therefore not accepted; or it cannot be opened.
+
+    Attributes:
+        path: The file or directory.
+        reason: The system's own words.
+    """
+
+    def __init__(self, message: str, *, path: str = "", reason: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+        self.reason = reason
 
 
 class EmitterNotStartedError(NotAcceptedError, RuntimeError):

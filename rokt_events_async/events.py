@@ -279,11 +279,32 @@ class PartnerEvent:
         return event
 
 
+def restore(data: Mapping[str, Any]) -> PartnerEvent:
+    """Returns the event of a dictionary in the wire's names that was valid when it was written.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: It was not.
+    """
+    name = str.__str__(data["eventType"])
+    draft: Any = _EventDraft()
+    draft.event_type = _known_types.get(name, name)
+    draft.event_time = datetime.fromisoformat(data["eventTime"]).astimezone(UTC)
+    draft.session_id = str.__str__(data["sessionId"])
+    draft.parent_guid = str.__str__(data["parentGuid"])
+    draft.client_unique_id = str.__str__(data["clientUniqueId"])
+    draft.metadata = tuple([_plain_pair(pair["name"], pair["value"]) for pair in data.get("metadata", ())])
+    draft.__class__ = PartnerEvent
+    event: PartnerEvent = draft
+    return event
+
+
 class _EventDraft:
     """An event that is being filled, as `_PairDraft` is a pair."""
 
     __slots__ = ("client_unique_id", "event_time", "event_type", "metadata", "parent_guid", "session_id")
 
+
+_known_types: Final[dict[str, EventType]] = {str(known): known for known in EventType}
 
 _thaw: Final = object.__setattr__
 """Writes to a frozen instance: an event becomes a draft while its fields are written."""

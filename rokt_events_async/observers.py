@@ -99,6 +99,17 @@ class Observer:
     def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
         """An event was not delivered."""
 
+    def on_deferred(self, delivery: Delivery) -> None:
+        """An accepted event stays in the journal for the next process: no outcome, a hand-over."""
+
+    def on_recovered(self, count: int, oldest: datetime) -> None:
+        """Events of an earlier process were found in a journal file, which this emitter has taken over.
+
+        Args:
+            count: How many.
+            oldest: When the oldest of them was stored, in UTC.
+        """
+
     def on_health(self, before: Health, after: Health) -> None:
         """The state of the emitter, or its problems, changed."""
 

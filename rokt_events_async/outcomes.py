@@ -2,6 +2,7 @@
 
 ```
 RoktEventsError
+├── DeliveryDeferredError                    no outcome: the event is in the journal, for the next process
 └── DeliveryError                            an accepted event was not delivered
     ├── EventRejectedError                   Rokt refused the event's content
     ├── EventExpiredError                    the event became older than 3 days before it could be sent
@@ -153,6 +154,20 @@ class DeliveryUnconfirmedError(DeliveryError):
     _cause: ClassVar[Cause] = Cause.NO_ANSWER
 
 
+class DeliveryDeferredError(RoktEventsError):
+    """The event is in the journal and no longer in this process's memory: the next process sends it.
+
+    That is a hand-over, not an outcome, and so no `DeliveryError`.
+
+    Attributes:
+        event: The event, with its time stamped.
+    """
+
+    def __init__(self, message: str, *, event: PartnerEvent) -> None:
+        super().__init__(message)
+        self.event = event
+
+
 class _ReceiptDraft:
     """A receipt that is being filled, which its class forbids; see `receipt_for`."""
 
@@ -192,6 +207,8 @@ def receipt_for(event: PartnerEvent, attempts: int, maybe_duplicate: bool) -> Re
 class Delivery(asyncio.Future[Receipt]):
     """The future outcome of one accepted event. Awaiting it returns a `Receipt` or raises a `DeliveryError`.
 
+    With a journal it raises a `DeliveryDeferredError` if the emitter closes before the outcome is known.
+
     Cancelling it, or a task that awaits it, detaches the caller: the event is still sent and still
     counted. To wait with a time-out and keep it, use `asyncio.shield`. A delivery that is never awaited
     makes no noise.
@@ -208,7 +225,7 @@ class Delivery(asyncio.Future[Receipt]):
     generation: Any
     wire: bytes
 
-    def settle(self, outcome: Receipt | DeliveryError) -> None:
+    def settle(self, outcome: Receipt | DeliveryError | DeliveryDeferredError) -> None:
         """Tells the caller, unless the caller has detached or its loop is closed."""
         self.wire = b""
         if self.done():
@@ -229,9 +246,11 @@ class DrainReport:
     """The outcomes of the events that were pending when the close began.
 
     Attributes:
+        deferred: How many events stay in the journal for the next process: no outcome, a hand-over.
         undelivered: The errors of the events that were not delivered, each with its event.
         left: How many events were pending when the close ran out of time.
         timeout: For how many seconds the close drained at most.
+        journal: The journal's directory, `None` without one.
     """
 
     delivered: int = 0
@@ -239,16 +258,42 @@ class DrainReport:
     expired: int = 0
     failed: int = 0
     unconfirmed: int = 0
+    deferred: int = 0
     undelivered: tuple[DeliveryError, ...] = attrs.field(
         default=(), repr=lambda errors: f"<{len(errors)} errors>"
     )
     left: int = attrs.field(default=0, eq=False)
     timeout: float = attrs.field(default=0.0, eq=False)
+    journal: str | None = attrs.field(default=None, eq=False)
+
+
+@attrs.frozen
+class JournalStats:
+    """What a journal holds and has done.
+
+    Attributes:
+        stored: Events on disk, in the files that this process owns.
+        deferred: Events that have left memory, and stay on disk for the next process.
+        recovered: Events of earlier processes that were brought back into memory.
+        file_bytes: The size of the files, in bytes: those of this process as far as they hold events.
+        commits: How often something was written to disk.
+        failures: How often that failed.
+    """
+
+    stored: int = 0
+    deferred: int = 0
+    recovered: int = 0
+    file_bytes: int = 0
+    commits: int = 0
+    failures: int = 0
 
 
 @attrs.frozen
 class EmitterStats:
-    """A snapshot of an emitter's account. `accepted` is always the sum of the outcomes and `pending`.
+    """A snapshot of an emitter's account.
+
+    `accepted` is always the sum of the outcomes and `pending`. With a journal, `accepted` and
+    `journal.recovered` together are the sum of the outcomes, `journal.deferred` and `pending`.
 
     Attributes:
         accepted: Events that `track()` has accepted.
@@ -264,6 +309,7 @@ class EmitterStats:
         requests: Requests made so far, those that found no connection included.
         retries: Requests that repeated one that failed.
         possible_duplicates: Events sent again after a lost answer.
+        journal: The journal's own numbers; `None` without one.
     """
 
     accepted: int = 0
@@ -279,6 +325,7 @@ class EmitterStats:
     requests: int = 0
     retries: int = 0
     possible_duplicates: int = 0
+    journal: JournalStats | None = None
 
 
 HealthState = Literal["new", "ok", "retrying", "outage", "credentials_refused", "closing", "closed"]
@@ -305,7 +352,8 @@ class Health:
     Attributes:
         state: `"retrying"` if requests fail and others are answered; `"outage"` if the breaker is open and
             requests of at least three sessions have failed since the last answer.
-        problems: What else is wrong: `"queue_full"`, `"session_stalled"` (one session holds its share).
+        problems: What else is wrong: `"queue_full"`, `"session_stalled"` (one session holds its share),
+            `"journal_failed"` (the last write to the journal failed).
         since: When this state began, in UTC; `None` before the start.
         last_delivered_at: When an event was last delivered, in UTC.
         last_error: Why the last failed request failed.

@@ -343,7 +343,8 @@ class RetryPolicy:
     """When a request is retried, and when its events are given up.
 
     Args:
-        deadline: The delivery deadline of an event, in seconds since its acceptance. `None` means 120.
+        deadline: The delivery deadline of an event, in seconds since its acceptance. `None` means 120;
+            with a journal three days, as old as an event may be (specification).
         max_attempts: How many requests may carry an event before it is given up; splits count too. `None`
             leaves that to the deadline.
         wait: The shortest and the longest wait before a retry, in seconds. The wait is drawn evenly between
@@ -386,6 +387,9 @@ WhenFull = Literal["drop", "raise"]
 
 _DEADLINE: Final = 120.0
 """The delivery deadline in seconds, where the policy leaves it open."""
+
+_DURABLE_DEADLINE: Final = 3 * 24 * 3600.0
+"""The same with a journal: as old as an event may be (specification, "PartnerEvent", eventTime)."""
 
 _MAX_CONCURRENCY: Final = 1024
 
@@ -431,11 +435,15 @@ class EmitterSettings:
     retry: RetryPolicy
     request_timeout: float
     close_timeout: float
+    is_durable: bool = False
+    """True with a journal."""
 
     @property
     def deadline(self) -> float:
         """The delivery deadline in seconds."""
-        return _DEADLINE if self.retry.deadline is None else self.retry.deadline
+        if self.retry.deadline is not None:
+            return self.retry.deadline
+        return _DURABLE_DEADLINE if self.is_durable else _DEADLINE
 
 
 _CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
@@ -454,18 +462,20 @@ _CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
 }
 
 
-def check_settings(**values: Any) -> EmitterSettings:
+def check_settings(*, is_durable: bool = False, **values: Any) -> EmitterSettings:
     """Returns the settings.
 
     They are checked before there is an object: one that is half built could not be shown in a traceback.
 
     Args:
-        values: All fields of `EmitterSettings`; the endpoint as `choose_endpoint` returns it.
+        is_durable: True with a journal.
+        values: All other fields of `EmitterSettings`; the endpoint as `choose_endpoint` returns it.
 
     Raises:
         InvalidSettingError: A value is out of bounds.
     """
-    settings = EmitterSettings(**{name: check(values[name]) for name, check in _CHECKS.items()})
+    checked = {name: check(values[name]) for name, check in _CHECKS.items()}
+    settings = EmitterSettings(is_durable=is_durable, **checked)
     if settings.flush_interval >= settings.deadline:
         raise InvalidSettingError(
             f"flush_interval must be shorter than the retry deadline of {settings.deadline:g} s, "

@@ -368,7 +368,7 @@ def test_errors_are_kept_whole_in_a_pickle() -> None:
     assert again.event.session_id == "session"
 
 
-def health(state: HealthState, at: datetime, **counts: int) -> Health:
+def health(state: HealthState, at: datetime, **counts: Any) -> Health:
     pending = counts.pop("pending", 0)
     return Health(state=state, since=at, pending=pending, stats=EmitterStats(**counts))
 

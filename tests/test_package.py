@@ -45,7 +45,7 @@ def test_every_exception_is_the_librarys() -> None:
         if isinstance(value, type) and issubclass(value, Exception)
     ]
 
-    assert len(errors) == 14
+    assert len(errors) == 16
     assert all(issubclass(error, RoktEventsError) for error in errors)
 
 

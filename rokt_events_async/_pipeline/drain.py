@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 import attrs
 
@@ -23,6 +24,8 @@ from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.keyring import Keyring
 from rokt_events_async._pipeline.ledger import Ledger
 from rokt_events_async._pipeline.log import log
+from rokt_events_async._pipeline.recorder import Recorder
+from rokt_events_async._pipeline.recovery import Recovery
 from rokt_events_async._pipeline.room import Room
 from rokt_events_async._pipeline.scheduler import Pool
 from rokt_events_async._pipeline.threadsafe import Listeners
@@ -49,6 +52,8 @@ class Drain:
         hooks: Hooks,
         dead_letters: DeadLetters | None,
         listeners: Listeners[Receipt],
+        recorder: Recorder | None,
+        recovery: Recovery | None,
         on_closed: Callable[[], None],
     ) -> None:
         self._pool = pool
@@ -60,6 +65,8 @@ class Drain:
         self._hooks = hooks
         self._dead_letters = dead_letters
         self._listeners = listeners
+        self._recorder = recorder
+        self._recovery = recovery
         self._on_closed = on_closed
         self._task: asyncio.Task[DrainReport] | None = None
         self._report = DrainReport()
@@ -77,6 +84,8 @@ class Drain:
             self._room.close()
             self._ledger.close()
             self._health.enter("closing")
+            if self._recovery is not None:
+                self._recovery.stop()
             self._pool.close(deadline=asyncio.get_running_loop().time() + seconds)
             self._start_task(seconds)
 
@@ -124,23 +133,48 @@ class Drain:
         left = self._room.events
         settled.cancel()
         ended.cancel()
+        if self._recorder is not None:
+            await self._stop_storing(self._recorder)
         await self._pool.stop()
+        if self._recorder is not None:
+            await self._finish(self._recorder)
         if self._dead_letters is not None:
             await self._dead_letters.finish()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait((settled, ended))
         with contextlib.suppress(asyncio.CancelledError):
             await self._listeners.idle()
+        if self._recorder is not None:
+            await _bounded(self._recorder.depot.aclose())
         await self._close_transport()
         await self._keyring.aclose()
         has_run_out = left and not self._grace_ended.is_set()
-        self._report = attrs.evolve(self._ledger.report(), left=left if has_run_out else 0, timeout=seconds)
+        self._report = attrs.evolve(
+            self._ledger.report(),
+            left=left if has_run_out else 0,
+            timeout=seconds,
+            journal=self._recorder.depot.directory if self._recorder else None,
+        )
         self._on_closed()
         self._health.enter("closed")
         self._hooks.closed(self._report)
         return self._report
 
+    async def _stop_storing(self, recorder: Recorder) -> None:
+        """Waits for the events that are being stored: what is on disk is deferred, the rest ends."""
+        if recorder.own.is_appending:
+            await _bounded(recorder.appended())
+        recorder.stop_appends()
+
+    async def _finish(self, recorder: Recorder) -> None:
+        """Writes what is known now; what a failing disk does not take is told without it."""
+        await _bounded(recorder.idle())
+        recorder.stop()
+
     async def _settle_all(self) -> None:
+        if self._recorder is not None:
+            await self._recorder.idle()  # Events that are being stored are accepted yet.
+            await self._ledger.revived_settled()
         await self._ledger.settled()
         if self._dead_letters is not None:
             await self._dead_letters.idle()
@@ -152,3 +186,17 @@ class Drain:
             pass  # Every event is settled; the rest is between the connections and the loop.
         except Exception as error:  # noqa: BLE001 -- nothing about the events depends on it
             log(logging.ERROR, "the connections could not be closed: %s", type(error).__name__)
+
+
+_DISK: Final = 1.0
+"""Seconds that a close waits for the disk, beyond its deadline."""
+
+
+async def _bounded(waiting: Coroutine[Any, Any, None]) -> None:
+    """Waits for the disk, but not for ever."""
+    task = asyncio.ensure_future(waiting)
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.wait((task,), timeout=_DISK)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.wait((task,))

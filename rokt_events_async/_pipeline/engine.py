@@ -17,10 +17,12 @@ from rokt_events_async._pipeline.dead_letters import DeadLetters
 from rokt_events_async._pipeline.drain import Drain
 from rokt_events_async._pipeline.health import HealthMonitor
 from rokt_events_async._pipeline.hooks import Hooks
-from rokt_events_async._pipeline.intake import Intake
+from rokt_events_async._pipeline.intake import DurableIntake, Intake
 from rokt_events_async._pipeline.keyring import Episode, Keyring
 from rokt_events_async._pipeline.ledger import Ledger
 from rokt_events_async._pipeline.parking import Parking
+from rokt_events_async._pipeline.recorder import Recorder
+from rokt_events_async._pipeline.recovery import Recovery
 from rokt_events_async._pipeline.retry import Random
 from rokt_events_async._pipeline.room import Room, session_share
 from rokt_events_async._pipeline.scheduler import Pool
@@ -42,8 +44,15 @@ class Engine:
     health: HealthMonitor
     sender: Sender
     pool: Pool
+    recorder: Recorder | None
+    recovery: Recovery | None
     intake: Intake
     drain: Drain
+
+    def start(self) -> None:
+        """Begins with what earlier processes have left."""
+        if self.recovery is not None:
+            self.recovery.start()
 
     def stats(self) -> EmitterStats:
         """Returns a snapshot of the account. Safe from any thread."""
@@ -60,17 +69,18 @@ def assemble(
     settings: EmitterSettings,
     keyring: Keyring,
     transport: Transport,
+    recorder: Recorder | None,
+    max_bytes: int,
     hooks: Hooks,
     dead_letters: DeadLetters | None,
     listeners: Listeners[Any],
     clock: Callable[[], datetime],
     random: Random,
     loop: asyncio.AbstractEventLoop,
+    context: contextvars.Context,
     on_closed: Callable[[], None],
 ) -> Engine:
     """Returns an engine for the running loop."""
-    # Empty: an emitter that a request starts must not carry that request's values for ever.
-    context = contextvars.Context()
 
     def now() -> float:
         return loop.time()  # Looked up each time: a test may replace the loop's clock.
@@ -86,9 +96,11 @@ def assemble(
     )
     parking = Parking()
     room = Room(settings, queue)
-    ledger = Ledger(room, hooks)
+    ledger = Ledger(room, hooks, recorder)
     breaker = Breaker(max_concurrency=settings.max_concurrency, wait=settings.retry.wait)
     episode = Episode(wait=sum(settings.retry.wait) / 2)
+    # The journal waits for credentials that work; it may have been written with others.
+    episode.has_worked = settings.is_durable
     health = HealthMonitor(
         breaker=breaker,
         episode=episode,
@@ -96,12 +108,13 @@ def assemble(
         parking=parking,
         room=room,
         ledger=ledger,
+        recorder=recorder,
         hooks=hooks,
         clock=clock,
         now=now,
         call_later=functools.partial(loop.call_later, context=context),
     )
-    settlement = Settlement(ledger, clean=keyring.clean, now=now)
+    settlement = Settlement(ledger, recorder=recorder, clean=keyring.clean, now=now)
     sender = Sender(
         settings=settings,
         transport=transport,
@@ -109,6 +122,7 @@ def assemble(
         settlement=settlement,
         keyring=keyring,
         episode=episode,
+        recorder=recorder,
         breaker=breaker,
         health=health,
         hooks=hooks,
@@ -127,6 +141,33 @@ def assemble(
         loop=loop,
         context=context,
     )
+    recovery = None
+    intake_parts: dict[str, Any] = {
+        "settings": settings,
+        "room": room,
+        "ledger": ledger,
+        "pool": pool,
+        "health": health,
+        "hooks": hooks,
+        "clock": clock,
+        "loop": loop,
+    }
+    if recorder is None:
+        intake = Intake(**intake_parts)
+    else:
+        intake = DurableIntake(recorder=recorder, max_bytes=max_bytes, **intake_parts)
+        recovery = Recovery(
+            settings=settings,
+            recorder=recorder,
+            room=room,
+            ledger=ledger,
+            pool=pool,
+            settlement=settlement,
+            hooks=hooks,
+            random=random,
+            loop=loop,
+            context=context,
+        )
     return Engine(
         queue=queue,
         ledger=ledger,
@@ -134,16 +175,9 @@ def assemble(
         health=health,
         sender=sender,
         pool=pool,
-        intake=Intake(
-            settings=settings,
-            room=room,
-            ledger=ledger,
-            pool=pool,
-            health=health,
-            hooks=hooks,
-            clock=clock,
-            loop=loop,
-        ),
+        recorder=recorder,
+        recovery=recovery,
+        intake=intake,
         drain=Drain(
             pool=pool,
             room=room,
@@ -154,6 +188,8 @@ def assemble(
             hooks=hooks,
             dead_letters=dead_letters,
             listeners=listeners,
+            recorder=recorder,
+            recovery=recovery,
             on_closed=on_closed,
         ),
     )

@@ -18,6 +18,7 @@ from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.keyring import Episode
 from rokt_events_async._pipeline.ledger import Ledger
 from rokt_events_async._pipeline.parking import Parking
+from rokt_events_async._pipeline.recorder import Recorder
 from rokt_events_async._pipeline.room import Room
 from rokt_events_async.outcomes import Health, HealthState, LastError
 
@@ -48,6 +49,7 @@ class HealthMonitor:
         parking: Parking,
         room: Room,
         ledger: Ledger,
+        recorder: Recorder | None,
         hooks: Hooks,
         clock: Callable[[], datetime],
         now: Callable[[], float],
@@ -58,6 +60,9 @@ class HealthMonitor:
         self._breaker = breaker
         self._episode = episode
         self._ledger = ledger
+        self._recorder = recorder
+        if recorder is not None:
+            recorder.on_changed = self.refresh
         self._hooks = hooks
         self._clock = clock
         self._now = now
@@ -101,7 +106,7 @@ class HealthMonitor:
     def refresh(self) -> None:
         """Tells observers if the state or the problems have changed."""
         known = self._known
-        if (self._state(), self._room.problems, self._is_breaker_open()) != (
+        if (self._state(), self._problems(), self._is_breaker_open()) != (
             known.state,
             known.problems,
             known.is_breaker_open,
@@ -125,7 +130,7 @@ class HealthMonitor:
         delivered_at = self._ledger.last_delivered_at
         return Health(
             state=state,
-            problems=self._room.problems,
+            problems=self._problems(),
             since=self._known.since if state == self._known.state else clock,
             last_delivered_at=None if delivered_at is None else as_utc(delivered_at),
             last_error=self._last_error,
@@ -136,6 +141,10 @@ class HealthMonitor:
             is_breaker_open=self._is_breaker_open(),
             stats=self._ledger.stats(sessions=self._queue.sessions),
         )
+
+    def _problems(self) -> tuple[str, ...]:
+        has_failed = self._recorder is not None and self._recorder.is_failing
+        return (*self._room.problems, "journal_failed") if has_failed else self._room.problems
 
     def _is_breaker_open(self) -> bool:
         """Returns True while requests start only at a trickle; a closed emitter starts none."""

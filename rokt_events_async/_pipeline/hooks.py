@@ -94,6 +94,8 @@ class Hooks:
         self.retry = self._hook(checked, "on_retry")
         self.delivered = self._hook(checked, "on_delivered")
         self.undelivered = self._hook(checked, "on_undelivered")
+        self.deferred = self._hook(checked, "on_deferred")
+        self.recovered = self._hook(checked, "on_recovered")
         self.health = self._hook(checked, "on_health")
         self.closed = self._hook(checked, "on_closed")
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 from rokt_events_async._fields import DEFAULT_TIME, problem
+from rokt_events_async._pipeline.commits import StoredDelivery
 from rokt_events_async._pipeline.health import HealthMonitor
 from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.ledger import Ledger
+from rokt_events_async._pipeline.recorder import Recorder
 from rokt_events_async._pipeline.room import Room
 from rokt_events_async._pipeline.scheduler import Pool
+from rokt_events_async._pipeline.store import StoreFailure
 from rokt_events_async._protocol.encoding import Stamp, encode
-from rokt_events_async.errors import InvalidEventError
+from rokt_events_async.errors import InvalidEventError, JournalError, QueueFullError
 from rokt_events_async.events import PartnerEvent, time_problems
 from rokt_events_async.outcomes import Cause, Delivery, DeliveryFailedError
 from rokt_events_async.settings import EmitterSettings
@@ -57,7 +62,7 @@ class Intake:
         if not isinstance(event, PartnerEvent):
             raise InvalidEventError((problem("event", event, "must be a PartnerEvent"),))
         now = self._clock()
-        delivery = Delivery(loop=self._loop)
+        delivery = self._new_delivery()
         if event.event_time is None:
             stamp = self._stamp
             if not stamp.since <= now < stamp.until:
@@ -70,6 +75,17 @@ class Intake:
             delivery.event = event
             delivery.wire = encode(event)
         return delivery
+
+    def _new_delivery(self) -> Delivery:
+        return Delivery(loop=self._loop)
+
+    def try_accept(self, delivery: Delivery) -> bool:
+        """Accepts the event if that needs no waiting. Returns True if it did.
+
+        Raises:
+            QueueFullError: The event could never fit.
+        """
+        return self.accept_nowait(delivery)
 
     def accept_nowait(self, delivery: Delivery) -> bool:
         """Accepts the event if there is room. Returns True if it did.
@@ -99,16 +115,29 @@ class Intake:
             EmitterClosedError: The emitter was closed meanwhile.
         """
         session_id, size = delivery.event.session_id, len(delivery.wire)
-        may_wait = max_wait is None or (max_wait > 0 and not self._room.is_jammed(session_id))
-        if may_wait and await self._room.wait(session_id, size, timeout=max_wait):
-            now = self._loop.time()
-            self._room.take_granted(session_id, size)
-            self._ledger.admit(delivery, now)
-            self._pool.enqueue(session_id, delivery, size, now)
+        if await self._wait_for_room(session_id, size, max_wait=max_wait):
+            self._admit(delivery)
             self._hooks.accepted(delivery)
-            return
+        else:
+            self.overflow(delivery)
+
+    async def _wait_for_room(self, session_id: str, size: int, *, max_wait: float | None) -> bool:
+        """Waits in line, and takes the room. Returns False if none came free in time."""
+        may_wait = max_wait is None or (max_wait > 0 and not self._room.is_jammed(session_id))
+        if may_wait:
+            if await self._room.wait(session_id, size, timeout=max_wait):
+                self._room.take_granted(session_id, size)
+                return True
+            if self._room.take_nowait(session_id, size):  # It came free in this very turn.
+                return True
         self._room.jam(session_id, size)
-        self.overflow(delivery)
+        return False
+
+    def _admit(self, delivery: Delivery) -> None:
+        """Accepts and queues an event that has room."""
+        now = self._loop.time()
+        self._ledger.admit(delivery, now)
+        self._pool.enqueue(delivery.event.session_id, delivery, len(delivery.wire), now)
 
     def overflow(self, delivery: Delivery) -> None:
         """Does with an event that found no room as `when_full` says: accepts and fails it, or raises.
@@ -117,11 +146,120 @@ class Intake:
             QueueFullError: `when_full` is `"raise"`.
         """
         error = self._room.full_error(delivery.event.session_id, len(delivery.wire))
+        reason = "the queue was full" if self._room.is_full else "its session held its share of the queue"
+        self._drop(delivery, error, reason)
+
+    def _drop(self, delivery: Delivery, error: QueueFullError, reason: str) -> None:
         self._health.refresh()
         if self._when_full == "raise":
             raise error
-        reason = "the queue was full" if self._room.is_full else "its session held its share of the queue"
         failed = DeliveryFailedError(
             f"dropped: {error}", event=delivery.event, reason=reason, cause=Cause.QUEUE_FULL
         )
         self._ledger.drop(delivery, failed, now=self._loop.time())
+
+
+class DurableIntake(Intake):
+    """Accepts events once they are in the journal.
+
+    Room is taken first. The commit then accepts and queues the events, in its order: the tasks that wait for
+    it only return.
+    """
+
+    def __init__(self, *, recorder: Recorder, max_bytes: int, **rest: Any) -> None:
+        super().__init__(**rest)
+        self._recorder = recorder
+        self._max_bytes = max_bytes
+        recorder.on_stored = self._on_stored
+        recorder.on_refused = self._on_refused
+
+    def _new_delivery(self) -> Delivery:
+        return self._recorder.new_delivery()
+
+    def try_accept(self, delivery: Delivery) -> bool:
+        return False  # The disk is slower than that.
+
+    def accept_nowait(self, delivery: Delivery) -> bool:
+        """Accepts the event in memory, if there is room; the next commit stores it."""
+        if self._recorder.is_full or not super().accept_nowait(delivery):
+            return False
+        assert isinstance(delivery, StoredDelivery), "made by `prepare`"
+        self._recorder.append(delivery)
+        return True
+
+    async def accept(self, delivery: Delivery, *, max_wait: float | None) -> None:
+        """Accepts an event once it is stored. Waits for room first, if there is none.
+
+        Raises:
+            QueueFullError: No room came free, or the journal is full, and `when_full` is `"raise"`.
+            JournalError: It could not be stored.
+            EmitterClosedError: The emitter was closed meanwhile.
+        """
+        assert isinstance(delivery, StoredDelivery), "made by `prepare`"
+        session_id, size = delivery.event.session_id, len(delivery.wire)
+        has_room = not self._recorder.is_full and self._room.take_nowait(session_id, size)
+        if not has_room and not self._recorder.is_full:
+            self._room.check_size(size)
+            has_room = await self._wait_for_room(session_id, size, max_wait=max_wait)
+        if not has_room:
+            self.overflow(delivery)
+            return
+        self._room.reserve(session_id, size)
+        delivery.waiter = self._loop.create_future()
+        if self._hooks.accepted:
+            delivery.context = contextvars.copy_context()
+        self._recorder.append(delivery)
+        try:
+            await delivery.waiter
+        except asyncio.CancelledError:
+            raise asyncio.CancelledError(
+                "cancelled while the event was being stored: it may be stored, and is then sent and counted"
+            ) from None
+
+    def overflow(self, delivery: Delivery) -> None:
+        if self._recorder.is_full:
+            text = (
+                f"the journal is full: {self._recorder.size} bytes in {self._recorder.depot.directory}, "
+                f"max_bytes is {self._max_bytes}"
+            )
+            self._drop(delivery, QueueFullError(text), "the journal was full")
+        else:
+            super().overflow(delivery)
+
+    def _on_stored(self, delivery: StoredDelivery) -> None:
+        """Accepts and queues an event, unless it was accepted without waiting for the disk."""
+        if delivery.waiter is None:
+            return
+        self._room.unreserve(delivery.event.session_id, len(delivery.wire))
+        self._admit(delivery)
+        if delivery.context is not None:
+            delivery.context.run(self._hooks.accepted, delivery)
+            delivery.context = None
+        if not delivery.waiter.done():
+            delivery.waiter.set_result(None)
+
+    def _on_refused(self, delivery: StoredDelivery, failure: StoreFailure) -> None:
+        """Accepts an event into memory alone, or refuses it."""
+        waiter = delivery.waiter
+        if waiter is None:
+            delivery.is_stored = False if failure.is_certain else None
+            return
+        if self._recorder.on_error == "memory" and failure.is_certain:
+            self._on_stored(delivery)
+            return
+        size = len(delivery.wire)
+        self._room.unreserve(delivery.event.session_id, size)
+        self._room.free(1, size)
+        self._room.on_released(delivery.event.session_id)
+        if not waiter.done():
+            waiter.set_exception(_refusal(failure))
+            waiter.exception()  # Its caller may have been cancelled in this very turn.
+
+
+def _refusal(failure: StoreFailure) -> JournalError:
+    text = (
+        f"the event could not be stored and was not accepted: {failure}"
+        if failure.is_certain
+        else f"it is not known whether the event was stored: {failure}; if it was, the next start sends it"
+    )
+    return JournalError(text, path=failure.path, reason=failure.reason)

@@ -1,13 +1,14 @@
 """The account: what is accepted and not settled, how events ended, and what `flush()` waits for.
 
 An event that has room is *admitted* once, and *settled* once, by `settle_delivered` or `settle_undelivered`.
-In between it is pending. At every instant
+In between it is pending. With a journal, an event of an earlier process is *recovered* instead of admitted,
+and one that stays for the next process is *deferred* instead of settled. At every instant
 
-    accepted = delivered + rejected + expired + failed + unconfirmed + pending
+    accepted + recovered = delivered + rejected + expired + failed + unconfirmed + deferred + pending
 
-For `flush()` and for the age of the oldest pending event, events belong to generations. A flush ends the
-current generation and waits until it and those before it are empty, so its cost does not depend on how much
-is pending. A generation also ends after a second.
+For `flush()` and for the age of the oldest pending event, admitted events belong to generations. A flush
+ends the current generation and waits until it and those before it are empty, so its cost does not depend on
+how much is pending. A generation also ends after a second.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
 from rokt_events_async._pipeline.hooks import Hooks
+from rokt_events_async._pipeline.recorder import Recorder
 from rokt_events_async._pipeline.room import Room
 from rokt_events_async.outcomes import (
     Delivery,
+    DeliveryDeferredError,
     DeliveryError,
     DrainReport,
     EmitterStats,
@@ -51,12 +54,17 @@ class Ledger:
     Args:
         room: Is freed when an event is settled.
         hooks: Called with each outcome, once the account includes it.
+        recorder: The journal, if there is one; asked for its numbers only.
     """
 
-    def __init__(self, room: Room, hooks: Hooks) -> None:
+    def __init__(self, room: Room, hooks: Hooks, recorder: Recorder | None = None) -> None:
         self._room = room
+        self._recorder = recorder
         self._hooks = hooks
         self._accepted = 0
+        self._recovered = 0
+        self._deferred = 0
+        self._revived = _Generation(0.0)
         self._outcomes: dict[Outcome, int] = dict.fromkeys(get_args(Outcome), 0)
         self._possible_duplicates = 0
         self._generations: deque[_Generation] = deque([_Generation(0.0)])
@@ -89,6 +97,18 @@ class Ledger:
         generation = _Generation(now)
         self._generations.append(generation)
         return generation
+
+    def recover(self, delivery: Delivery, now: float) -> None:
+        """Counts an event of an earlier process, for which room was taken, as pending."""
+        self._recovered += 1
+        delivery.accepted_at = now
+        delivery.generation = self._revived
+        self._revived.pending += 1
+
+    @property
+    def revived(self) -> int:
+        """How many events of earlier processes are pending."""
+        return self._revived.pending
 
     # Settling.
 
@@ -140,12 +160,28 @@ class Ledger:
         self._count(error.outcome, 1, size)
         self._hooks.undelivered(delivery, error)
 
+    def defer(self, delivery: Delivery, error: DeliveryDeferredError) -> None:
+        """Hands a pending event over to the next process.
+
+        Raises:
+            RuntimeError: It has been settled before.
+        """
+        _leave(delivery)
+        size = len(delivery.wire)
+        delivery.settle(error)
+        self._deferred += 1
+        self._free(1, size)
+        self._hooks.deferred(delivery)
+
     def count_possible_duplicates(self, count: int) -> None:
         """Counts events that are sent again after a lost answer."""
         self._possible_duplicates += count
 
     def _count(self, outcome: Outcome, count: int, size: int) -> None:
         self._outcomes[outcome] += count
+        self._free(count, size)
+
+    def _free(self, count: int, size: int) -> None:
         self._room.free(count, size)
         if not self._generations[0].pending:
             self._close_generations()
@@ -165,12 +201,22 @@ class Ledger:
             current.empty = asyncio.get_running_loop().create_future()
         await asyncio.shield(current.empty)
 
+    async def revived_settled(self) -> None:
+        """Waits until no event of an earlier process is pending."""
+        while self._revived.pending:
+            if self._revived.empty is None:
+                self._revived.empty = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._revived.empty)
+
     def _close_generations(self) -> None:
         """Drops the oldest generations that are empty. The newest stays, because it is being filled."""
         while len(self._generations) > 1 and not self._generations[0].pending:
             empty = self._generations.popleft().empty
             if empty is not None:  # A flush waits for it.
                 empty.set_result(None)
+        if self._revived.empty is not None and not self._revived.pending:
+            self._revived.empty.set_result(None)
+            self._revived.empty = None
 
     # Closing.
 
@@ -182,23 +228,35 @@ class Ledger:
         """Returns the outcomes since `close`."""
         before = self._before_close or self._outcomes
         counts = {name: count - before[name] for name, count in self._outcomes.items()}
-        return DrainReport(**counts, undelivered=tuple(self._undelivered))
+        return DrainReport(
+            delivered=counts["delivered"],
+            rejected=counts["rejected"],
+            expired=counts["expired"],
+            failed=counts["failed"],
+            unconfirmed=counts["unconfirmed"],
+            deferred=self._deferred,
+            undelivered=tuple(self._undelivered),
+        )
 
-    def stats(self, **rest: int) -> EmitterStats:
-        """Returns a snapshot; `rest` are the numbers that others keep.
+    def stats(self, **rest: Any) -> EmitterStats:
+        """Returns a snapshot; `rest` is what others keep.
 
         Safe from any thread, without a lock: the outcomes are read in one step, and before what was accepted,
         so that the sum holds and no number ever falls but `pending`.
         """
         outcomes = self._outcomes.copy()
+        left = self._deferred
         accepted = self._accepted
+        came = accepted + self._recovered
+        values: dict[str, Any] = dict(outcomes) | rest
+        recorder, recovered = self._recorder, came - accepted
         return EmitterStats(
             accepted=accepted,
-            pending=accepted - sum(outcomes.values()),
+            pending=came - left - sum(outcomes.values()),
             pending_bytes=self._room.bytes,
             possible_duplicates=self._possible_duplicates,
-            **outcomes,
-            **rest,
+            journal=None if recorder is None else recorder.stats(deferred=left, recovered=recovered),
+            **values,
         )
 
 

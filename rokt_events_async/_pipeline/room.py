@@ -82,6 +82,7 @@ class Room:
         self._min_share: Final = settings.max_batch_size
         self._large: Final = self._share_bytes // 2
         self._granted: dict[str, list[int]] = {}
+        self._reserved: dict[str, list[int]] = {}
         self._granted_events = 0
         self._granted_bytes = 0
         self._line = _Line()
@@ -124,8 +125,8 @@ class Room:
     def _describe(self, session_id: str, size: int) -> str:
         if self._line.waiters or not self._fits(size):
             return (
-                f"the queue is full: {self.events} of {self._max_events} events "
-                f"and {self.bytes} of {self._max_bytes} bytes pending"
+                f"the queue is full: {self.events + self._granted_events} of {self._max_events} events "
+                f"and {self.bytes + self._granted_bytes} of {self._max_bytes} bytes pending"
             )
         if session_id in self._granted:
             return "other callers of the event's session were granted room before it"
@@ -145,7 +146,7 @@ class Room:
             or self._granted
             # Only a session that holds half of its share, or has a line, can be at its share.
             or (
-                (self._heavy or self._session_lines or size > self._large)
+                (self._heavy or self._session_lines or size > self._large or self._reserved)
                 and self._is_at_share(session_id, size)
             )
         ):
@@ -184,9 +185,35 @@ class Room:
     def _fits_share(self, session_id: str, size: int) -> bool:
         events, held = self._holdings.held_by(session_id)
         granted, granted_bytes = self._granted.get(session_id, (0, 0))
+        if self._reserved:
+            reserved, reserved_bytes = self._reserved.get(session_id, (0, 0))
+            events, held = events + reserved, held + reserved_bytes
         if events + granted < self._min_share:
             return True
         return events + granted < self._share and held + granted_bytes + size <= self._share_bytes
+
+    def take_recovered(self, size: int) -> bool:
+        """Takes room for an event of an earlier process, if no caller needs it. Returns True if it did."""
+        if self._line.waiters or not self._fits(size):
+            return False
+        self._take(size)
+        return True
+
+    # Room of events that are being stored, and so are not in the queue yet.
+
+    def reserve(self, session_id: str, size: int) -> None:
+        """Counts room that was taken as its session's."""
+        reserved = self._reserved.setdefault(session_id, [0, 0])
+        reserved[0] += 1
+        reserved[1] += size
+
+    def unreserve(self, session_id: str, size: int) -> None:
+        """Ends that: the event is queued next, or its room is freed."""
+        reserved = self._reserved[session_id]
+        reserved[0] -= 1
+        reserved[1] -= size
+        if not reserved[0]:
+            del self._reserved[session_id]
 
     # Waiting in line.
 

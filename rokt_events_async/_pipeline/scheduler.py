@@ -52,6 +52,9 @@ _SLICE: Final = 50
 _RESTART: Final = 0.1
 """Seconds of rest after a worker was cancelled from outside."""
 
+_FAILING_SESSIONS: Final = 3
+"""How many sessions must have failed since the last answer, so that a close tries no others."""
+
 _LAST_ATTEMPT: Final = 1.0
 """Seconds before the deadline of a close at which trips that would come too late get a last attempt."""
 
@@ -87,6 +90,7 @@ class Pool:
         breaker.on_resumed = self._arm
         self._on_released = on_released
         self._deadline = settings.deadline
+        self._is_durable = settings.is_durable
         self._linger = settings.flush_interval
         self._max_concurrency = settings.max_concurrency
         self._max_retries = max(1, settings.max_concurrency // 2)
@@ -118,12 +122,17 @@ class Pool:
             self._wake(self._loop.time())
 
     def close(self, *, deadline: float) -> None:
-        """Prepares for a stop at the deadline: parked trips that would come too late get a last attempt."""
+        """Prepares for a stop at the deadline.
+
+        With a journal, what would have to wait is deferred. Without one, parked trips that would come too
+        late get a last attempt.
+        """
         self._closes_at = deadline
         for trip in tuple(self._parking):
             self._parking.remove(trip)
-            self._park(trip, trip.due_at)
+            self._set_aside(trip, trip.due_at)
         self.flush()
+        self._defer_queue()
         self._arm()
 
     # What to start, and when.
@@ -283,8 +292,33 @@ class Pool:
             if wait is None:
                 self._release(trip)
         if wait is not None:
-            self._let_go(trip)
-            self._park(trip, self._loop.time() + wait)
+            self._set_aside(trip, self._loop.time() + wait)
+            if self._closes_at < math.inf:
+                self._defer_queue()
+
+    def _set_aside(self, trip: Trip, until: float) -> None:
+        """Parks a trip. While the pool closes, what is in the journal is deferred instead."""
+        if self._closes_at < math.inf and self._is_durable:
+            self._sender.defer(trip)
+            if trip.batch is None:
+                self._release(trip)
+                return
+        self._let_go(trip)
+        self._park(trip, until)
+
+    def _defer_queue(self) -> None:
+        """Defers a slice of the queue, and the rest later, if requests fail while the pool closes."""
+        now = self._loop.time()
+        are_failing = self._breaker.failed_sessions >= min(_FAILING_SESSIONS, self._max_concurrency)
+        if not self._is_durable or self._is_stopping or not (are_failing or self._breaker.starts_at > now):
+            return
+        handled = 0
+        while handled < _SLICE and (taken := self._queue.take(now=math.inf)) is not None:
+            trip = Trip(*taken)
+            handled += trip.count
+            self._set_aside(trip, now)
+        if handled:
+            self._loop.call_soon(self._defer_queue, context=self._context)
 
     def _let_go(self, trip: Trip) -> None:
         """Gives back what a trip that goes on has settled."""
@@ -386,7 +420,8 @@ class Pool:
             handled += 1
         while handled < _SLICE and (taken := self._queue.take(now=math.inf)) is not None:
             trip = Trip(*taken)
-            self._settlement.abandon(taken[1], Cause.CLOSED, "the emitter was closed")
+            left = self._settlement.defer(taken[1])
+            self._settlement.abandon(left, Cause.CLOSED, "the emitter was closed")
             self._release(trip)
             handled += trip.count
         return handled > 0

@@ -12,17 +12,19 @@ unconfirmed if Rokt may have accepted it, otherwise as failed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Final
 
 from rokt_events_async._pipeline import retry
 from rokt_events_async._pipeline.breaker import Breaker
+from rokt_events_async._pipeline.commits import is_settled
 from rokt_events_async._pipeline.health import HealthMonitor
 from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.keyring import Episode, Keyring
 from rokt_events_async._pipeline.ledger import Ledger
 from rokt_events_async._pipeline.log import log_fault
+from rokt_events_async._pipeline.recorder import Recorder
 from rokt_events_async._pipeline.settlement import Settlement, in_words
 from rokt_events_async._pipeline.splitting import SplitGuard
 from rokt_events_async._pipeline.transport import Request, Transport
@@ -59,6 +61,7 @@ class Sender:
         settlement: Settlement,
         keyring: Keyring,
         episode: Episode,
+        recorder: Recorder | None,
         breaker: Breaker,
         health: HealthMonitor,
         hooks: Hooks,
@@ -74,6 +77,7 @@ class Sender:
         self._settlement = settlement
         self._keyring = keyring
         self._episode = episode
+        self._recorder = recorder
         self._guard = SplitGuard(wait=sum(settings.retry.wait) / 2)
         self._breaker = breaker
         self._health = health
@@ -111,12 +115,41 @@ class Sender:
         return None
 
     def close(self, trip: Trip) -> None:
-        """Settles what is left of a trip, because the emitter is closed."""
+        """Settles what is left of a trip, or defers it, because the emitter is closed."""
+        for batch in trip.rest():
+            batch.interrupt()
+            self._hand_over(batch)
         self._interrupt(trip, Cause.CLOSED, "the emitter was closed")
+
+    def defer(self, trip: Trip) -> None:
+        """Hands over to the next process what is left of a trip and is in the journal.
+
+        What must not be sent again, because Rokt may have accepted it, ends here.
+        """
+        for batch in trip.rest():
+            self._hand_over(batch)
+            if batch.maybe_accepted and not self._policy.retry_unconfirmed:
+                reason = batch.with_last_reason("the emitter was closed")
+                self._settlement.give_up(batch, batch.deliveries, Cause.CLOSED, reason)
+                batch.deliveries = []
+        trip.prune()
+
+    def _hand_over(self, batch: Batch) -> None:
+        if self._recorder is None or (batch.maybe_accepted and not self._policy.retry_unconfirmed):
+            return
+        pending = [delivery for delivery in batch.deliveries if not is_settled(delivery)]
+        self._unmark(batch, pending)
+        batch.deliveries = self._settlement.defer(pending)
+
+    def _unmark(self, batch: Batch, deliveries: Iterable[Delivery]) -> None:
+        """Writes that Rokt has not accepted events, unless it may have."""
+        if self._recorder is not None and batch.is_marked and not batch.maybe_accepted:
+            batch.is_marked = False
+            self._recorder.unmark(deliveries)
 
     def _interrupt(self, trip: Trip, cause: Cause, reason: str) -> None:
         for batch in trip.rest():
-            pending = [delivery for delivery in batch.deliveries if delivery.generation is not None]
+            pending = [delivery for delivery in batch.deliveries if not is_settled(delivery)]
             batch.interrupt()
             self._settlement.give_up(batch, pending, cause, batch.with_last_reason(reason))
         trip.clear()
@@ -135,22 +168,35 @@ class Sender:
     async def _attempt(self, trip: Trip, batch: Batch) -> float | None:
         """Sends a batch once and settles what the reply settles. Returns the wait before the next attempt."""
         now = self._now()
-        self._drop_overdue(batch, now)
-        self._drop_expired(batch)
-        if not batch.deliveries:
+        if not self._has_any(batch, now):
             return None
         if self._episode.is_on:
             if self._episode.fails_at_once(now=now) and not trip.is_splitting:
                 self._settlement.refuse_credentials(batch, self._episode.reason)
                 return None
             if now < self._episode.probe_at and self._is_held(trip):
-                return self._episode.probe_at - now
+                return self._wait_until(trip, self._episode.probe_at, now)
             await self._prepare_probe(now)
             now = self._now()
-            self._drop_overdue(batch, now)
-            self._drop_expired(batch)
-            if not batch.deliveries:
+            if not self._has_any(batch, now):
                 return None
+        if self._recorder is not None and not batch.is_marked:
+            batch.is_marked = await self._recorder.mark(batch.deliveries)
+            if not batch.is_marked:  # Never sent unmarked: it waits for the disk.
+                now = self._now()
+                return self._wait_until(trip, now + (self._policy.wait[0] or _LEAST_WAIT), now)
+            now = self._now()
+            if not self._has_any(batch, now):
+                return None
+        return self._on_reply(trip, batch, await self._post(batch, now))
+
+    def _wait_until(self, trip: Trip, moment: float, now: float) -> float:
+        """Returns the wait until a moment before which nothing is sent, a close's last attempt neither."""
+        trip.not_before = moment
+        return moment - now
+
+    async def _post(self, batch: Batch, now: float) -> Reply | NoReply:
+        """Sends a batch once."""
         request = self._next_request(batch, now)
         self._breaker.on_start(now=now)
         reply: Reply | NoReply = _INTERRUPTED
@@ -161,7 +207,13 @@ class Sender:
             self.in_flight -= 1
             if self._hooks.request:
                 self._report_request(batch, request, reply, self._now() - now)
-        return self._on_reply(trip, batch, reply)
+        return reply
+
+    def _has_any(self, batch: Batch, now: float) -> bool:
+        """Gives up what is overdue or expired. Returns True if events are left."""
+        self._drop_overdue(batch, now)
+        self._drop_expired(batch)
+        return bool(batch.deliveries)
 
     def _is_held(self, trip: Trip) -> bool:
         """Returns True if a batch has to wait for the next probe: another one, or its other half, was it."""
@@ -326,6 +378,8 @@ class Sender:
         if batch.was_maybe_accepted and not is_clear and not was_open:
             batch.resends += 1
         wait = self._retry(trip, batch, reason, retry_after)
+        if is_clear:
+            self._unmark(batch, batch.deliveries)
         is_suspect = batch.server_errors >= _MAX_SERVER_ERRORS and len(batch.deliveries) > 1
         if wait is not None and is_suspect and not was_open:
             batch.split()
@@ -424,6 +478,7 @@ class Sender:
         """Fails the batch if its credentials have never worked; otherwise it waits until they do."""
         batch.last_cause = Cause.CREDENTIALS
         credentials = self._keyring.current
+        self._unmark(batch, batch.deliveries)
         if batch.credentials is not credentials:  # They have been replaced since: that says nothing of them.
             return self._retry(trip, batch, f"HTTP {reply.status}")
         now, episode = self._now(), self._episode
@@ -451,6 +506,9 @@ _ANSWERED: Final = (200, 207)
 """The statuses that nearly all answers have."""
 
 _WITH_STATUS: Final = (Cause.STATUS, Cause.CREDENTIALS)
+
+_LEAST_WAIT: Final = 0.1
+"""Seconds to wait for the disk if the policy has no wait."""
 
 _MAX_UNREADABLE: Final = 1
 """How many answers that are no HTTP are followed by another attempt."""

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 
 from rokt_events_async._pipeline.batching import Session
+from rokt_events_async._pipeline.commits import StoredDelivery
 from rokt_events_async._pipeline.transport import Request
 from rokt_events_async.outcomes import Cause, Delivery
 from rokt_events_async.settings import Credentials
@@ -26,6 +27,7 @@ class Batch:
         "deliveries",
         "failures",
         "halves",
+        "is_marked",
         "is_resent",
         "is_retry",
         "last_cause",
@@ -65,6 +67,8 @@ class Batch:
         """True if its last request sent again what Rokt may have accepted."""
         self.maybe_accepted = False
         """True if an answer was lost, so that Rokt may have accepted the events."""
+        self.is_marked = False
+        """True if the journal says that it was sent."""
         self.is_resent = False
         """True if the events were sent again after that."""
         self.request: Request | None = None
@@ -97,6 +101,7 @@ class Batch:
         batch = Batch(deliveries)
         batch.attempts, batch.failures, batch.status = self.attempts, self.failures, self.status
         batch.maybe_accepted, batch.is_resent = self.maybe_accepted, self.is_resent
+        batch.is_marked = self.is_marked
         batch.reason, batch.is_retry = self.reason, self.is_retry
         batch.resends, batch.server_errors = self.resends, self.server_errors
         batch.last_cause, batch.unreadable = self.last_cause, self.unreadable
@@ -121,6 +126,8 @@ class Trip:
     def __init__(self, session: Session[Delivery], deliveries: list[Delivery]) -> None:
         self.session = session
         self._stack = [Batch(deliveries)]
+        if isinstance(deliveries[0], StoredDelivery):
+            self._stack = _runs(deliveries)
         self.count = len(deliveries)
         """How many events it began with."""
         if session.items == self.count:  # It took all that its session had.
@@ -170,6 +177,23 @@ class Trip:
         self.held = len(left), sum([len(delivery.wire) for delivery in left])
         return events - self.held[0], held - self.held[1]
 
+    def prune(self) -> None:
+        """Drops the batches that are empty."""
+        self._stack = [batch for batch in self._stack if batch.deliveries]
+
     def rest(self) -> list[Batch]:
         """Returns all batches that are left, the next one first."""
         return self._stack[::-1]
+
+
+def _was_sent(delivery: Delivery) -> bool:
+    return isinstance(delivery, StoredDelivery) and delivery.sent_before > 0
+
+
+def _runs(deliveries: list[Delivery]) -> list[Batch]:
+    """Returns batches, the last one first, so that what an earlier process sent is in batches of its own."""
+    batches: list[Batch] = []
+    for was_sent, run in itertools.groupby(deliveries, key=_was_sent):
+        batches.insert(0, Batch(list(run)))
+        batches[0].maybe_accepted = was_sent
+    return batches

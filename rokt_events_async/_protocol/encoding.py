@@ -13,8 +13,9 @@ from typing import Any, Final
 import attrs
 import orjson
 
-from rokt_events_async._fields import format_time
-from rokt_events_async.events import NameValuePair, PartnerEvent
+from rokt_events_async._fields import format_time, problem
+from rokt_events_async.errors import InvalidEventError
+from rokt_events_async.events import NameValuePair, PartnerEvent, restore
 
 ENVELOPE: Final = (b'{"events":[', b"]}")
 
@@ -101,6 +102,19 @@ def encode(event: PartnerEvent, time: str | None = None) -> bytes:
 
 _MILLISECONDS_END: Final = len('{"eventTime":"2022-06-28T07:11:01.711')
 _MICROSECONDS_END: Final = _MILLISECONDS_END + 3
+
+
+def decode(wire: bytes) -> PartnerEvent:
+    """Returns the event that `encode` has written. It was valid then, and is not validated again.
+
+    Raises:
+        InvalidEventError: It is not what `encode` writes.
+    """
+    try:
+        return restore(orjson.loads(wire))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = problem("event", type(error).__name__, "must be what was stored")
+        raise InvalidEventError((what,)) from None
 
 
 def join(events: Iterable[bytes]) -> bytes:

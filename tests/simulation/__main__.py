@@ -9,6 +9,7 @@ import click
 
 from tests.simulation.bugs import MAX_SEEDS
 from tests.simulation.campaign import campaign, first_seeds
+from tests.simulation.lives import Lives
 from tests.simulation.world import Violation, World
 
 
@@ -31,11 +32,12 @@ def print_bugs(jobs: int) -> int:
 @click.option(
     "--bugs", is_flag=True, help="Plant the known bugs, one at a time, and tell which seed finds each."
 )
+@click.option("--journal", is_flag=True, help="Lives with a journal, most of which end in a crash.")
 @click.option("--jobs", default=2, show_default=True, help="Processes.")
-def main(seeds: int, start: int, seed: int | None, calm: bool, bugs: bool, jobs: int) -> None:
+def main(seeds: int, start: int, seed: int | None, calm: bool, bugs: bool, journal: bool, jobs: int) -> None:
     """Plays seeds; exits with 1 if an invariant does not hold."""
     if seed is not None:
-        world = World(seed, calm=calm)
+        world = Lives(seed) if journal else World(seed, calm=calm)
         try:
             world.run()
         except Violation as violation:
@@ -46,7 +48,9 @@ def main(seeds: int, start: int, seed: int | None, calm: bool, bugs: bool, jobs:
     if bugs:
         sys.exit(print_bugs(jobs))
     began = time.monotonic()
-    reached, failed = campaign(range(start, start + seeds), jobs=jobs, calm=calm, progress=True)
+    reached, failed = campaign(
+        range(start, start + seeds), jobs=jobs, calm=calm, with_journal=journal, progress=True
+    )
     for name, count in sorted(reached.items()):
         print(f"{count:>12,}  {name}")
     for number, what in failed[:20]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -33,7 +34,7 @@ from rokt_events_async._pipeline.trips import Batch, Trip
 from rokt_events_async._protocol.replies import Reply, read_answer
 from rokt_events_async._protocol.statuses import Disposition, classify
 from rokt_events_async._protocol.verdicts import DELIVERED, UNKNOWN, Rejected
-from tests.simulation.world import play, sweep
+from tests.simulation.world import sweep
 
 MAX_SEEDS = 500
 
@@ -62,11 +63,15 @@ def together(*plants: AbstractContextManager[Any]) -> Iterator[None]:
         yield
 
 
-def first_seed(name: str, seeds: int = MAX_SEEDS) -> tuple[int, str] | None:
+Play = Callable[[int], tuple[Counter[str], str | None]]
+"""Plays a seed: what it reached, and what was violated."""
+
+
+def first_seed(plant: Bug, play: Play, seeds: int = MAX_SEEDS) -> tuple[int, str] | None:
     """The first seed that finds the bug, and what it says; `None` if none does."""
     try:
         for seed in range(seeds):
-            with BUGS[name]():
+            with plant():
                 _, violation = play(seed)
             if violation is not None:
                 return seed, violation

@@ -11,10 +11,13 @@ import pytest
 
 from tests.simulation.bugs import BUGS, MAX_SEEDS
 from tests.simulation.campaign import campaign, first_seeds
+from tests.simulation.journal_bugs import JOURNAL_BUGS
+from tests.simulation.lives import CRASHES, play_lives
 from tests.simulation.server import PLANS, RETRY_AFTER, STATUS_PLANS
 from tests.simulation.world import CALLER_ACTS, CONNECT_PLANS, ENDINGS, THEMES, World
 
 SEEDS = 2000
+LIVES = 600
 
 RARE = (
     *(f"server: {plan}" for plan in (*PLANS, "well", "at a closed connection")),
@@ -71,7 +74,31 @@ def found() -> dict[str, tuple[int, str] | None]:
     return first_seeds()
 
 
-@pytest.mark.parametrize("name", BUGS)
+RARE_IN_LIVES = (
+    *(f"crash: {crash}" for crash in CRASHES),
+    *(f"outcome: {outcome}" for outcome in ("delivered", "failed", "unconfirmed")),
+    "caller: JournalError",
+    "caller: cancelled",
+    "disk: fails with appends",
+    "disk: fails without",
+    "told without the disk",
+)
+
+
+def test_every_life_with_a_journal_keeps_the_invariants() -> None:
+    """Whatever it dies of, and at whatever step."""
+    reached, failed = campaign(range(LIVES), with_journal=True)
+
+    assert failed == [], "replay one with: python -m tests.simulation --journal --seed N"
+    assert [name for name in RARE_IN_LIVES if not reached[name]] == []
+
+
+def test_some_lives_in_this_process() -> None:
+    """The others are played in processes of their own, which a coverage run does not see."""
+    assert [violation for seed in range(60) if (violation := play_lives(seed)[1])] == []
+
+
+@pytest.mark.parametrize("name", [*BUGS, *JOURNAL_BUGS])
 def test_a_planted_bug_is_found(name: str, found: dict[str, tuple[int, str] | None]) -> None:
     """Each on its own; `python -m tests.simulation --bugs` prints how soon."""
     assert found[name] is not None, f"not in {MAX_SEEDS} seeds"
