@@ -563,7 +563,13 @@ class Emitter:
 
     def _tell_of_loss(self, what: str) -> None:
         """Logs how many events are lost with an emitter that was not closed."""
-        if pending := self.stats.pending:
+        if not (pending := self.stats.pending):
+            return
+        if self._journal is not None:
+            held = "1 event of it is" if pending == 1 else f"{pending} events of it are"
+            text = "%r %s: %s in the journal in %s, and the next start sends them"
+            log(logging.WARNING, text, self, what, held, self._journal.directory)
+        else:
             events = "1 event" if pending == 1 else f"{pending} events"
             log(logging.ERROR, "%r %s: %s will be lost unless it is closed", self, what, events)
 

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import attrs
@@ -135,7 +135,8 @@ class LoggingObserver(Observer):
     of events contain no payload: no ids, no metadata, and no text of Rokt's.
 
     Refused credentials are logged when that begins, with Rokt's reason, and when it ends; their events have
-    no records of their own. A close that leaves events undelivered says so once.
+    no records of their own. A close that leaves events undelivered, or deferred, says so once. Journal files
+    of earlier processes are logged when they are adopted, a failing journal when it can be written again.
 
     An outage is logged when it begins, then once per `per` seconds (since when, how many events of how many
     sessions wait, the last answer), and when it ends (how long it took, and how many events were given up).
@@ -171,7 +172,14 @@ class LoggingObserver(Observer):
         self._quiet_until = -math.inf
         self._outage: Health | None = None
 
+    def on_recovered(self, count: int, oldest: datetime) -> None:
+        age = _age((datetime.now(UTC) - oldest).total_seconds())
+        text = "adopted 1 file of the journal, %s, the oldest %s old"
+        self._logger.log(self._level, text, _count(count, "event"), age, extra={"rokt_recovered": count})
+
     def on_health(self, before: Health, after: Health) -> None:
+        if "journal_failed" in before.problems and "journal_failed" not in after.problems:
+            self._logger.log(self._level, "the journal can be written again")
         if before.state != after.state and "credentials_refused" in (before.state, after.state):
             self._tell_of_credentials(before, after)
         if after.state == "outage":
@@ -243,7 +251,10 @@ class LoggingObserver(Observer):
         self._tell_of_close(report)
 
     def _tell_of_close(self, report: DrainReport) -> None:
-        """Logs what was not delivered, and what would have waited for it."""
+        """Logs what was not delivered, and what would have waited for it; and what the next start sends."""
+        if report.deferred:
+            text = "closed with %s deferred: in the journal in %s, and the next start sends them"
+            self._logger.log(self._level, text, _count(report.deferred, "event"), report.journal)
         names = ("rejected", "expired", "failed", "unconfirmed")
         counts = [(getattr(report, name), name) for name in names]
         shown = ", ".join(f"{count} {name}" for count, name in counts if count)
@@ -298,6 +309,14 @@ _MAX_CODE_LENGTH: Final = 64
 
 def _count(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _age(seconds: float) -> str:
+    """Returns a time span in the largest unit of which it has at least one."""
+    for unit, length in (("day", 86_400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            return _count(int(seconds // length), unit)
+    return _count(max(0, int(seconds)), "second")
 
 
 def _when(moment: datetime) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from rokt_events_async import (
@@ -38,6 +39,12 @@ class Diary(Observer):
 
     def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
         self.told.append(("undelivered", (delivery, error)))
+
+    def on_deferred(self, delivery: Delivery) -> None:
+        self.told.append(("deferred", delivery))
+
+    def on_recovered(self, count: int, oldest: datetime) -> None:
+        self.told.append(("recovered", (count, oldest)))
 
     def on_closed(self, report: DrainReport) -> None:
         self.told.append(("closed", report))

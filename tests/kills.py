@@ -3,7 +3,8 @@
 Children track events against a server in this process and print the ids that were accepted, and the outcomes.
 This process kills them with SIGKILL and starts others on the same directory. At the end a last child drains
 what is left. Held against the server's record: every printed id is there or has an outcome; none was told two
-outcomes; what is there twice was flagged, in the printed outcome or in the tally; all files are empty and sound.
+outcomes; what is there twice was flagged, in the printed outcome or in the tally; all files are empty and
+sound.
 """
 
 from __future__ import annotations

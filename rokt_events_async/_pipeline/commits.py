@@ -242,6 +242,7 @@ class Commits:
         if isinstance(result, StoreFailure):
             self._on_failed(group, result)
         else:
+            self.stored = result.stored
             self._on_written(group)
         self._on_commit(result)
         if self._appends or self._marks or self._unmarked or (self._settled and self._retry_timer is None):
@@ -251,7 +252,6 @@ class Commits:
             self._idle = None
 
     def _on_written(self, group: _Group) -> None:
-        self.stored += len(group.step.wires) - len(group.step.settled)
         for delivery in group.appends:
             delivery.is_stored = True
             self._on_stored(delivery)

@@ -29,7 +29,7 @@ from rokt_events_async._pipeline.retry import Random
 from rokt_events_async._pipeline.room import Room
 from rokt_events_async._pipeline.scheduler import Pool
 from rokt_events_async._pipeline.settlement import Settlement
-from rokt_events_async._pipeline.store import Size, Store, StoredEvent, StoreFailure
+from rokt_events_async._pipeline.store import Page, Size, Store, StoredEvent, StoreFailure
 from rokt_events_async._protocol.encoding import decode
 from rokt_events_async.errors import InvalidEventError
 from rokt_events_async.settings import EmitterSettings
@@ -145,7 +145,7 @@ class Recovery:
         self._begin(self._recorder.open(result))
         self.go_on()
 
-    def _on_page(self, result: list[StoredEvent] | StoreFailure) -> None:
+    def _on_page(self, result: Page | StoreFailure) -> None:
         self._is_asking = False
         if self._is_stopped:
             return
@@ -154,8 +154,10 @@ class Recovery:
             self._file = None
             self._look_later()
             return
-        self._is_read = not result
-        for stored in result:
+        assert self._file is not None, "a file is being read"
+        self._file.stored = result.stored
+        self._is_read = not result.events
+        for stored in result.events:
             if not self._bring_back(stored):
                 break
             self._after = stored.number
@@ -187,7 +189,7 @@ class Recovery:
     def _condemn(self, commits: Commits, number: int, why: str) -> None:
         def done(result: Size | StoreFailure) -> None:
             if not isinstance(result, StoreFailure):
-                commits.stored -= 1
+                commits.stored = result.stored
 
         log(logging.ERROR, "%s: event %d cannot be read and was put aside", commits.store.path, number)
         commits.store.condemn(number, why, done)

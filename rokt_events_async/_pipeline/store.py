@@ -70,14 +70,29 @@ class StoredEvent:
 
 
 @attrs.frozen
-class Size:
-    """How much a directory holds.
+class Page:
+    """What was read.
 
     Attributes:
+        events: The next events; empty at the end.
+        stored: How many events the file holds.
+    """
+
+    events: list[StoredEvent]
+    stored: int
+
+
+@attrs.frozen
+class Size:
+    """How much is stored.
+
+    Attributes:
+        stored: How many events the file holds.
         file_bytes: The bytes of all files; of this process's own as far as they hold events.
         is_full: True if that is more than the bound.
     """
 
+    stored: int
     file_bytes: int
     is_full: bool
 
@@ -96,7 +111,7 @@ class Store(Protocol):
     def commit(self, step: Step, done: Done[Size | StoreFailure]) -> None:
         """Writes a step."""
 
-    def load(self, after: int, at_most: int, done: Done[list[StoredEvent] | StoreFailure]) -> None:
+    def load(self, after: int, at_most: int, done: Done[Page | StoreFailure]) -> None:
         """Reads the next events behind that number, of those that it held when it was opened."""
 
     def condemn(self, number: int, why: str, done: Done[Size | StoreFailure]) -> None:

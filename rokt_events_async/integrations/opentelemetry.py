@@ -127,6 +127,26 @@ class OpenTelemetryObserver(Observer):
         self._outage = meter.create_up_down_counter(
             "rokt.client.outage", unit="{emitter}", description="Emitters in an outage."
         )
+        self._deferred = meter.create_counter(
+            "rokt.client.journal.deferred",
+            unit="{event}",
+            description="Events that stay in the journal for the next process.",
+        )
+        self._recovered = meter.create_counter(
+            "rokt.client.journal.recovered",
+            unit="{event}",
+            description="Events of earlier processes, found in journal files that were adopted.",
+        )
+        self._failing = meter.create_up_down_counter(
+            "rokt.client.journal.failing", unit="{emitter}", description="Emitters whose journal fails."
+        )
+        meter.create_observable_up_down_counter(
+            "rokt.client.journal.backlog",
+            [self._observe_backlog],
+            unit="{event}",
+            description="Events of earlier processes that have no outcome yet.",
+        )
+        self._backlog = 0
         self._pending: dict[Delivery, _Tracked] = {}  # In the order of acceptance.
         self._error_types: set[str] = set()
         self._servers: dict[str, Attributes] = {}
@@ -151,13 +171,28 @@ class OpenTelemetryObserver(Observer):
     def on_health(self, before: Health, after: Health) -> None:
         self._breaker_open.add(after.is_breaker_open - before.is_breaker_open, _OPERATION)
         self._outage.add((after.state == "outage") - (before.state == "outage"), _OPERATION)
+        failing = [_JOURNAL_FAILED in health.problems for health in (before, after)]
+        self._failing.add(failing[1] - failing[0], _OPERATION)
+
+    def on_recovered(self, count: int, oldest: datetime) -> None:
+        self._recovered.add(count, _OPERATION)
+        self._backlog += count
+
+    def on_deferred(self, delivery: Delivery) -> None:
+        self._leave(delivery)
+        self._deferred.add(1, _OPERATION)
+
+    def _leave(self, delivery: Delivery) -> None:
+        """Forgets an event that is pending no more, of this process or of an earlier one."""
+        if self._pending.pop(delivery, None) is None and self._backlog:
+            self._backlog -= 1
 
     def on_delivered(self, delivery: Delivery, receipt: Receipt) -> None:
-        self._pending.pop(delivery, None)
+        self._leave(delivery)
         self._outcomes.add(1, _DELIVERED)
 
     def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
-        self._pending.pop(delivery, None)
+        self._leave(delivery)
         codes = error_codes(error)
         error_type = self._bounded(codes[0]) if codes else str(error.cause)
         self._outcomes.add(1, _OPERATION | {"rokt.outcome": error.outcome, "error.type": error_type})
@@ -220,6 +255,9 @@ class OpenTelemetryObserver(Observer):
     def _observe_pending(self, _options: CallbackOptions) -> Iterable[Observation]:
         yield Observation(len(self._pending), _OPERATION)
 
+    def _observe_backlog(self, _options: CallbackOptions) -> Iterable[Observation]:
+        yield Observation(self._backlog, _OPERATION)
+
     def _observe_oldest(self, _options: CallbackOptions) -> Iterable[Observation]:
         yield Observation(self._oldest_age(now=time.monotonic()), _OPERATION)
 
@@ -231,6 +269,8 @@ class OpenTelemetryObserver(Observer):
                 continue
             return now - oldest.since if oldest else 0.0
 
+
+_JOURNAL_FAILED: Final = "journal_failed"
 
 _DELIVERED: Final = _OPERATION | {"rokt.outcome": "delivered"}
 

@@ -31,7 +31,7 @@ from typing import Final, Protocol, TypeVar
 import attrs
 
 from rokt_events_async._pipeline.log import log, log_fault
-from rokt_events_async._pipeline.store import Done, Size, Step, Store, StoredEvent, StoreFailure
+from rokt_events_async._pipeline.store import Done, Page, Size, Step, Store, StoreFailure
 from rokt_events_async.errors import JournalError
 from rokt_events_async.journal._database import (
     Database,
@@ -95,20 +95,22 @@ class StoreFile:
         def job(files: Files) -> Size:
             self._depot.database(files, self.file).commit(step)
             self._commits += 1
-            return self._depot.measure(files, is_due=self._commits % _MEASURE == 0)
+            return self._depot.measure(files, self.file, is_due=self._commits % _MEASURE == 0)
 
         self._depot.submit(self.file, job, done)
 
-    def load(self, after: int, at_most: int, done: Done[list[StoredEvent] | StoreFailure]) -> None:
-        def job(files: Files) -> list[StoredEvent]:
-            return self._depot.database(files, self.file).load(after, self.last, at_most)
+    def load(self, after: int, at_most: int, done: Done[Page | StoreFailure]) -> None:
+        def job(files: Files) -> Page:
+            events = self._depot.database(files, self.file).load(after, self.last, at_most)
+            # Asked for again: reading can find that the file is damaged, and make another.
+            return Page(events, self._depot.database(files, self.file).stored())
 
         self._depot.submit(self.file, job, done)
 
     def condemn(self, number: int, why: str, done: Done[Size | StoreFailure]) -> None:
         def job(files: Files) -> Size:
             self._depot.database(files, self.file).condemn(number, why)
-            return self._depot.measure(files, is_due=False)
+            return self._depot.measure(files, self.file, is_due=False)
 
         self._depot.submit(self.file, job, done)
 
@@ -129,7 +131,7 @@ class FileDepot:
         self._writer = Writer()
         self._locks: dict[Path, FileLock] = {}  # Of the open files.
         self._passed_over: set[Path] = set()
-        self._size = Size(0, is_full=False)
+        self._used = 0
 
     def submit(self, path: Path, job: Callable[[Files], T], done: Callable[[T | StoreFailure], None]) -> None:
         """Runs a job in the writer's thread. What it raises is handed to `done` as a failure."""
@@ -163,15 +165,15 @@ class FileDepot:
             raise FileNotFoundError(2, "the file is closed")
         return files[path]
 
-    def measure(self, files: Files, *, is_due: bool) -> Size:
-        """Returns how much the directory holds. Called in the writer's thread."""
-        if is_due or not self._size.file_bytes:
+    def measure(self, files: Files, path: Path, *, is_due: bool) -> Size:
+        """Returns how much is stored. Called in the writer's thread."""
+        if is_due or not self._used:
             used = sum([database.used_bytes() for database in files.values()])
-            for path in self._settings.directory.glob("*/*.journal*"):
-                if path.with_suffix(".journal") not in files:
-                    used += _size_of(path)
-            self._size = Size(used, is_full=used > self._settings.max_bytes)
-        return self._size
+            for other in self._settings.directory.glob("*/*.journal*"):
+                if other.with_suffix(".journal") not in files:
+                    used += _size_of(other)
+            self._used = used
+        return Size(files[path].stored(), self._used, is_full=self._used > self._settings.max_bytes)
 
     # Opening, adopting, deleting.
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import attrs
 import orjson
 
-from rokt_events_async._pipeline.store import Size, Step, StoredEvent, StoreFailure
+from rokt_events_async._pipeline.store import Page, Size, Step, StoredEvent, StoreFailure
 
 FAILED = StoreFailure("disk", "the disk is full")
 
@@ -112,11 +112,12 @@ class FakeStore:
         what = "append" if step.wires else "mark" if step.sent else "settle"
         owner = self._disk.owner
         owner.may_crash(f"before {what}")
-        result: Any = Size(1, is_full=False)
+        result: Any = None
         if owner.disk_fails(appends=bool(step.wires)):
             result = FAILED
         else:
             self._apply(step)
+            result = Size(len(self.file.rows), 1, is_full=False)
         owner.may_crash(f"after {what}")
         self._later(self._tell, result, done)
 
@@ -146,9 +147,9 @@ class FakeStore:
         ]
         self._later(self._answer, found[:at_most], done)
 
-    def _answer(self, result: Any, done: Callable[[Any], None]) -> None:
+    def _answer(self, found: list[StoredEvent], done: Callable[[Any], None]) -> None:
         if self._life == self._disk.life:
-            done(result)
+            done(Page(found, len(self.file.rows)))
 
     def condemn(self, number: int, why: str, done: Callable[[Any], None]) -> None:
         raise AssertionError(f"event {number} cannot be read: {why}")
