@@ -192,7 +192,8 @@ class Commits:
     def _start(self) -> None:
         self._is_scheduled = False
         if self._under_way is None and self._has_work():
-            appends = [] if self._spares_appends else self._take_appends()
+            has_others = bool(self._marks or self._unmarked or self._settled)
+            appends = [] if self._spares_appends and has_others else self._take_appends()
             self._spares_appends = False
             step = Step()
             unmarked, self._unmarked = self._unmarked, []

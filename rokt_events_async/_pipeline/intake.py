@@ -229,6 +229,7 @@ class DurableIntake(Intake):
     def _on_stored(self, delivery: StoredDelivery) -> None:
         """Accepts and queues an event, unless it was accepted without waiting for the disk."""
         if delivery.waiter is None:
+            self._defer_if_closing()
             return
         self._room.unreserve(delivery.event.session_id, len(delivery.wire))
         self._admit(delivery)
@@ -237,6 +238,15 @@ class DurableIntake(Intake):
             delivery.context = None
         if not delivery.waiter.done():
             delivery.waiter.set_result(None)
+
+    def _admit(self, delivery: Delivery) -> None:
+        super()._admit(delivery)
+        self._defer_if_closing()
+
+    def _defer_if_closing(self) -> None:
+        """Tells the pool of an event that was being stored when the close began."""
+        if self._pool.is_closing:
+            self._pool.defer_stored()
 
     def _on_refused(self, delivery: StoredDelivery, failure: StoreFailure) -> None:
         """Accepts an event into memory alone, or refuses it."""

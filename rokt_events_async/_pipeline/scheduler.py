@@ -120,6 +120,13 @@ class Pool:
         self._queue.flush()
         if self._queue.next_due() is not None:
             self._wake(self._loop.time())
+        if self.is_closing:
+            self._defer_queue()
+
+    @property
+    def is_closing(self) -> bool:
+        """True from `close` on."""
+        return self._closes_at < math.inf
 
     def close(self, *, deadline: float) -> None:
         """Prepares for a stop at the deadline.
@@ -128,12 +135,15 @@ class Pool:
         late get a last attempt.
         """
         self._closes_at = deadline
+        self.defer_stored()
+        self._arm()
+
+    def defer_stored(self) -> None:
+        """Defers what waits while the pool closes, as far as it is in the journal by now."""
         for trip in tuple(self._parking):
             self._parking.remove(trip)
             self._set_aside(trip, trip.due_at)
         self.flush()
-        self._defer_queue()
-        self._arm()
 
     # What to start, and when.
 
@@ -293,12 +303,12 @@ class Pool:
                 self._release(trip)
         if wait is not None:
             self._set_aside(trip, self._loop.time() + wait)
-            if self._closes_at < math.inf:
+            if self.is_closing:
                 self._defer_queue()
 
     def _set_aside(self, trip: Trip, until: float) -> None:
         """Parks a trip. While the pool closes, what is in the journal is deferred instead."""
-        if self._closes_at < math.inf and self._is_durable:
+        if self.is_closing and self._is_durable:
             self._sender.defer(trip)
             if trip.batch is None:
                 self._release(trip)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import random
 import warnings
@@ -99,6 +100,8 @@ class Lives:
         self.deferred: Counter[str] = Counter()
         self.left_sent: set[str] = set()
         """Events that were marked on disk when a life ended."""
+        self.arriving: set[str] = set()
+        """Events of requests on whose arrival a life has ended."""
         self.unwritten: set[str] = set()
         """Events whose outcome was told although the disk had not taken it."""
         self.connections: list[Connection] = []
@@ -196,7 +199,8 @@ class Lives:
         for event_id in exchange.ids:
             sent = self.disk.sent_of(event_id)
             is_closing = self.emitter is not None and self.emitter._state == "closing"
-            if not sent and event_id not in self.in_memory and not is_closing:
+            is_late = is_closing or event_id in self.outcomes  # It was on its way when it was told of.
+            if not sent and event_id not in self.in_memory and not is_late:
                 self.violated(f"12: {event_id} is sent, and the disk says {sent}")
         if not self.retries:
             again = [event_id for event_id in exchange.ids if event_id in self.left_sent]
@@ -317,7 +321,7 @@ class Lives:
         await asyncio.wait(callers, timeout=None if self.is_calm else 30.0)
         if self.is_calm:
             await self._settle_all(emitter)
-        elif not self.share and not await emitter.flush(timeout=60.0):  # The disk may fail, now and then.
+        elif not self.share and not await emitter.flush(timeout=600.0):  # The disk may fail, now and then.
             self.violated(f"12: the server is well, and events have no outcome: {emitter.stats}")
         await self._close(emitter)
         for caller in callers:  # Those that waited for room were woken by the close.
@@ -435,7 +439,11 @@ class Lives:
         tally = self.disk.tally()
         untold = [event_id for event_id in self.accepted if event_id not in self.outcomes]
         lost = [event_id for event_id in untold if not _accepted(by_id, event_id)]
-        told: Counter[str] = Counter(outcome.outcome for outcome in self.outcomes.values())
+        told: Counter[str] = Counter(
+            outcome.outcome
+            for event_id, outcome in self.outcomes.items()
+            if not (event_id in self.in_memory and getattr(outcome, "cause", None) is Cause.CLOSED)
+        )
         names = ("rejected", "expired", "failed", "unconfirmed")
         unaccounted = sum(tally[name] - told[name] for name in names)
         if not self.disk_share and len(lost) > max(0, unaccounted):
@@ -461,7 +469,8 @@ class Lives:
             if times or (must_be_told and outcome.cause is Cause.CLOSED):
                 self.violated(f"12: {event_id} failed ({outcome.cause}), and was accepted {times} times")
         elif isinstance(outcome, DeliveryUnconfirmedError):
-            if must_be_told and not exchanges and event_id not in self.left_sent:
+            has_left = exchanges or event_id in self.left_sent or event_id in self.arriving
+            if must_be_told and not has_left:
                 self.violated(f"12: {event_id} is unconfirmed, and never was sent")
         elif isinstance(outcome, Receipt):
             self._check_receipt(event_id, outcome, exchanges)
@@ -496,7 +505,10 @@ class _Server(Peer):
         self._life = lives.disk.life
 
     def _take(self, line: str, headers: dict[str, str], body: bytes) -> None:
+        ids = {one["parentGuid"] for one in json.loads(body)["events"]}
+        self._lives.arriving |= ids
         self._lives.may_crash("before the server")
+        self._lives.arriving -= ids
         super()._take(line, headers, body)
         if not self._is_closed and self._life == self._lives.disk.life:
             self._lives.check_marked(self._lives.record[-1])

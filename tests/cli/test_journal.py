@@ -1,0 +1,88 @@
+"""`rokt-events journal`: what it shows, deletes and sends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from rokt_events_async import Emitter
+from rokt_events_async.cli import main
+from rokt_events_async.sandbox import Sandbox
+from tests.samples import CREDENTIALS, event
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["journal", *map(str, arguments)])
+    return int(ended.value.code or 0)
+
+
+def leave(directory: Path, url: str = "http://127.0.0.1:9/", credentials: object = CREDENTIALS) -> None:
+    """Leaves three events in a journal."""
+
+    async def live() -> None:
+        settings = {"close_timeout": 0, "flush_interval": 60, "observers": []}
+        async with Emitter(credentials, endpoint=url, journal=directory, **settings) as emitter:  # type: ignore[arg-type]
+            for session in ("person", "other", "person"):
+                await emitter.track(event(session))
+
+    asyncio.run(live())
+
+
+def test_it_shows_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a table, or as JSON."""
+    leave(tmp_path)
+    assert run(tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "dead" in out
+    assert f"3 events in 1 files in {tmp_path}" in " ".join(out.split())
+
+    assert run(tmp_path, "--json") == 0
+    (file,) = json.loads(capsys.readouterr().out)
+    assert (file["owner"], file["stored"], file["sent"], file["bad"]) == ("dead", 3, 0, 0)
+    assert file["oldest"] is not None
+    assert file["tally"] == {"accepted": 3}
+
+
+def test_it_deletes_a_session(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And says which files it could not search."""
+    leave(tmp_path)
+    assert run(tmp_path, "delete", "--session", "person") == 0
+    assert "deleted 2 events" in capsys.readouterr().out
+    assert run(tmp_path) == 0
+    assert "2 erased" in capsys.readouterr().out
+
+    next(tmp_path.glob("*/*.journal")).write_bytes(b"no database" * 100)
+    assert run(tmp_path, "delete", "--session", "person") == 1
+    assert "not searched" in capsys.readouterr().err
+    assert run(tmp_path, "delete") == 2
+    assert "delete needs --session ID" in capsys.readouterr().err
+
+
+def test_it_sends_what_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the credentials of the environment; and says what it could not send."""
+    for name, value in (("PUB_ID", CREDENTIALS.pub_id), ("SECRET", CREDENTIALS.secret), ("TAG_ID", "42")):
+        monkeypatch.setenv(f"ROKT_{name}", value)
+    with Sandbox(credentials=CREDENTIALS) as box:
+        monkeypatch.setenv("ROKT_ENDPOINT", box.url)
+        leave(tmp_path, box.url)
+        assert run(tmp_path, "adopt") == 0
+        assert capsys.readouterr().out.startswith("3 delivered")
+        assert len(box.events) == 3
+        leave(tmp_path, box.url)
+        assert run(tmp_path, "adopt", "--timeout", "0") == 1
+        assert capsys.readouterr().out.endswith("3 left\n")
+
+
+def test_wrong_uses_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No directory, no credentials."""
+    for action in ("show", "delete", "adopt"):
+        assert run(tmp_path / "none", action, "--session", "x") == 2
+        assert capsys.readouterr().err.endswith("no such directory\n")
+    assert run(tmp_path, "adopt") == 2
+    assert "no credentials" in capsys.readouterr().err
