@@ -480,7 +480,8 @@ class Emitter:
         try:
             return run_there(self._track_for_thread(event), loop, is_running=loop.is_running)
         except LoopGoneError as gone:
-            raise self._home.gone_error(is_cancelled=gone.is_cancelled) from None
+            may_be_stored = self._journal is not None
+            raise self._home.gone_error(is_cancelled=gone.is_cancelled, may_be_stored=may_be_stored) from None
 
     async def _track_for_thread(self, event: PartnerEvent) -> concurrent.futures.Future[Receipt]:
         return self._listeners.follow(await self.track(event))

@@ -91,7 +91,7 @@ class _Group:
     """What is under way."""
 
     appends: list[StoredDelivery] = attrs.Factory(list)
-    unmarked: list[StoredDelivery] = attrs.Factory(list)
+    unmarked: list[tuple[StoredDelivery, int]] = attrs.Factory(list)
     marks: list[_Mark] = attrs.Factory(list)
     settled: list[_Settlement] = attrs.Factory(list)
     step: Step = attrs.Factory(Step)
@@ -125,9 +125,10 @@ class Commits:
         self._next = store.last + 1
         self._appends: deque[StoredDelivery] = deque()
         self._marks: deque[_Mark] = deque()
-        self._unmarked: list[StoredDelivery] = []
+        self._unmarked: list[tuple[StoredDelivery, int]] = []
         self._settled: deque[_Settlement] = deque()
         self._is_scheduled = False
+        self._is_to_be_measured = False
         self._spares_appends = False
         """True if the next group appends nothing, because the one before may have failed of that."""
         self._under_way: _Group | None = None
@@ -142,7 +143,14 @@ class Commits:
         return self._under_way is None and not self._has_work()
 
     def _has_work(self) -> bool:
-        return bool(self._appends or self._marks or self._unmarked or self._settled)
+        return bool(
+            self._appends or self._marks or self._unmarked or self._settled or self._is_to_be_measured
+        )
+
+    def measure(self) -> None:
+        """Has the directory measured."""
+        self._is_to_be_measured = True
+        self._schedule()
 
     # What to write.
 
@@ -170,17 +178,34 @@ class Commits:
                 self.unmark(deliveries)
             raise
 
-    def unmark(self, deliveries: Iterable[StoredDelivery]) -> None:
-        """Notes that Rokt has not accepted marked events."""
-        self._unmarked += deliveries
+    def unmark(self, deliveries: Iterable[StoredDelivery], *, at_least: int = 0) -> None:
+        """Notes that this process has not sent marked events, or that it ends in good order.
+
+        Args:
+            at_least: How many processes have sent them at least.
+        """
+        self._unmarked += [(delivery, max(at_least, delivery.sent_before)) for delivery in deliveries]
         self._schedule()
 
     def settle(
         self, deliveries: list[StoredDelivery], outcome: Outcome, *, maybe_duplicate: bool, tell: Tell
     ) -> None:
-        """Deletes and counts events whose outcome is known, and calls `tell` once that is written."""
-        self._settled.append(_Settlement(deliveries, outcome, maybe_duplicate, tell))
-        self._schedule()
+        """Deletes and counts events whose outcome is known, and calls `tell` once that is written.
+
+        Events that wait to be stored yet need not be stored any more.
+        """
+        waiting = [
+            delivery for delivery in deliveries if not delivery.is_stored and delivery in self._appends
+        ]
+        for delivery in waiting:
+            self._appends.remove(delivery)
+            delivery.commits = None
+        if waiting:
+            tell(waiting)
+            deliveries = [delivery for delivery in deliveries if delivery.commits is not None]
+        if deliveries:
+            self._settled.append(_Settlement(deliveries, outcome, maybe_duplicate, tell))
+            self._schedule()
 
     def _schedule(self) -> None:
         if self._under_way is None and not self._is_scheduled:
@@ -195,10 +220,11 @@ class Commits:
             has_others = bool(self._marks or self._unmarked or self._settled)
             appends = [] if self._spares_appends and has_others else self._take_appends()
             self._spares_appends = False
+            self._is_to_be_measured = False
             step = Step()
             unmarked, self._unmarked = self._unmarked, []
-            for delivery in unmarked:
-                step.sent[delivery.number] = delivery.sent_before
+            for delivery, sent in unmarked:
+                step.sent[delivery.number] = sent
             if appends:
                 step.first, step.wires = appends[0].number, [delivery.wire for delivery in appends]
             marks, settled = self._take_marks(step), self._take_settled(step)
@@ -233,8 +259,14 @@ class Commits:
     def _take_settled(self, step: Step) -> list[_Settlement]:
         taken: list[_Settlement] = []
         while self._settled and len(step.settled) < _MAX_EVENTS:
-            taken.append(self._settled.popleft())
-            step.settled += [delivery.number for delivery in taken[-1].deliveries]
+            settlement = self._settled.popleft()
+            refused = [delivery for delivery in settlement.deliveries if delivery.commits is None]
+            if refused:  # Their append, in the group before, has failed.
+                settlement.deliveries = [one for one in settlement.deliveries if one.commits is not None]
+                settlement.tell(refused)
+            if settlement.deliveries:
+                taken.append(settlement)
+                step.settled += [delivery.number for delivery in settlement.deliveries]
         return taken
 
     def _on_done(self, result: Size | StoreFailure) -> None:
@@ -246,7 +278,8 @@ class Commits:
             self.stored = result.stored
             self._on_written(group)
         self._on_commit(result)
-        if self._appends or self._marks or self._unmarked or (self._settled and self._retry_timer is None):
+        waits = self._retry_timer is not None
+        if self._appends or self._marks or (self._has_work() and not waits):
             self._schedule()
         elif self._idle is not None and not self._has_work():
             self._idle.set_result(None)
@@ -264,15 +297,15 @@ class Commits:
 
     def _on_failed(self, group: _Group, failure: StoreFailure) -> None:
         self._settled.extendleft(reversed(group.settled))
+        self._unmarked[:0] = group.unmarked
         if group.appends:  # The disk may have no room for them, and for the rest.
             self._spares_appends = True
             self._marks.extendleft([mark for mark in reversed(group.marks) if not mark[1].done()])
-            self._unmarked[:0] = group.unmarked
         else:
             for _, marked in group.marks:
                 if not marked.done():
                     marked.set_result(False)
-            if self._settled and self._retry_timer is None:
+            if (self._settled or self._unmarked) and self._retry_timer is None:
                 self._retry_timer = self._loop.call_later(_RETRY, self._on_retry, context=self._context)
         self._refuse(group.appends, failure)
 
@@ -317,6 +350,7 @@ class Commits:
         if self._under_way is not None:
             untold[:0], self._under_way.settled = self._under_way.settled, []
         self._settled.clear()
+        self._unmarked.clear()
         for settlement in untold:
             settlement.tell(settlement.deliveries)
         return sum([len(settlement.deliveries) for settlement in untold])

@@ -100,12 +100,15 @@ class Home:
             raise self.gone_error()
         return self.loop
 
-    def gone_error(self, *, is_cancelled: bool = False) -> WrongContextError:
-        """Returns the error of an event that the loop did not accept because it has ended, or is ending."""
+    def gone_error(self, *, is_cancelled: bool = False, may_be_stored: bool = False) -> WrongContextError:
+        """Returns the error of an event that the loop did not accept because it has ended, or is ending.
+
+        Args:
+            may_be_stored: True if the event may be in the journal all the same.
+        """
         what = "has cancelled this call" if is_cancelled else "does not run"
-        return WrongContextError(
-            f"the event loop in which the emitter was started {what}: the event was not accepted"
-        )
+        then = "the event may be stored, and is then sent" if may_be_stored else "the event was not accepted"
+        return WrongContextError(f"the event loop in which the emitter was started {what}: {then}")
 
     def _describe(self) -> str:
         if not self.is_in_this_process():

@@ -218,6 +218,7 @@ class DurableIntake(Intake):
 
     def overflow(self, delivery: Delivery) -> None:
         if self._recorder.is_full:
+            self._recorder.measure()  # It may be full no more.
             text = (
                 f"the journal is full: {self._recorder.size} bytes in {self._recorder.depot.directory}, "
                 f"max_bytes is {self._max_bytes}"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import math
 from collections.abc import Callable, Iterable
 from typing import Final, Literal
 
@@ -26,6 +27,8 @@ from rokt_events_async.outcomes import Delivery, JournalStats, Outcome
 
 OnError = Literal["raise", "memory"]
 """What becomes of events that the journal cannot store: refused, or accepted into memory alone."""
+
+_MEASURE_AGAIN: Final = 1.0
 
 _LOG_AGAIN: Final = 10.0
 """Seconds between two records of failures."""
@@ -58,10 +61,11 @@ class Recorder:
         self.own = self.open(depot.own)
         self._commits = 0
         self._failures = 0
-        self.size = 0
+        self.size = depot.size.file_bytes
         """How many bytes the directory holds."""
         self._quiet_until = 0.0
-        self.is_full = False
+        self._measured_at = -math.inf
+        self.is_full = depot.size.is_full
         """True if the directory holds more than its bound."""
         self.is_failing = False
         """True if the last write failed."""
@@ -125,16 +129,36 @@ class Recorder:
 
         Cancelled, the events are not marked in the end.
         """
-        for commits, stored in _by_file(deliveries).items():
-            if commits is not None and not await commits.mark(stored):
-                return False
-        return True
+        marked: list[Delivery] = []
+        is_written = False
+        try:
+            for commits, stored in _by_file(deliveries).items():
+                if commits is not None and not await commits.mark(stored):
+                    break
+                marked += stored
+            else:
+                is_written = True
+        finally:
+            if not is_written:
+                self.unmark(marked)
+        return is_written
 
-    def unmark(self, deliveries: Iterable[Delivery]) -> None:
-        """Notes that Rokt has not accepted marked events."""
+    def unmark(self, deliveries: Iterable[Delivery], *, at_least: int = 0) -> None:
+        """Notes that this process has not sent marked events, or that it ends in good order.
+
+        Args:
+            at_least: How many processes have sent them at least.
+        """
         for commits, stored in _by_file(deliveries).items():
             if commits is not None:
-                commits.unmark(stored)
+                commits.unmark(stored, at_least=at_least)
+
+    def measure(self) -> None:
+        """Has a full directory measured again, once per second at most."""
+        now = self._loop.time()
+        if now >= self._measured_at + _MEASURE_AGAIN:
+            self._measured_at = now
+            self.own.measure()
 
     def settle(
         self, deliveries: Iterable[Delivery], outcome: Outcome, *, maybe_duplicate: bool, tell: Tell

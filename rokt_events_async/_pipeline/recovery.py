@@ -37,6 +37,9 @@ from rokt_events_async.settings import EmitterSettings
 _PAGE: Final = 200
 """How many events are read at once: what is done with them must not hold the loop."""
 
+_NO_ROOM: Final = 0.5
+"""Seconds to wait for room."""
+
 LOOK_AGAIN: Final = (20.0, 30.0)
 """The shortest and the longest time between two looks for files of processes that have ended, in seconds."""
 
@@ -76,6 +79,8 @@ class Recovery:
         self._is_asking = False
         """True while something that was asked of the journal is not answered."""
         self._is_stopped = False
+        self._is_waiting = False
+        """True until the timer: a page did not fit, or could not be read."""
         self._timer: asyncio.TimerHandle | None = None
         recorder.on_progress = self.go_on
 
@@ -93,13 +98,13 @@ class Recovery:
 
     def _begin(self, commits: Commits) -> None:
         store = commits.store
-        self._file, self._after, self._is_read = commits, 0, not store.stored
-        if store.stored and store.oldest is not None:
+        self._file, self._after, self._is_read = commits, 0, store.oldest is None
+        if store.oldest is not None:
             self._hooks.recovered(store.stored, store.oldest)
 
     def go_on(self) -> None:
         """Does what can be done next. Called when anything has changed."""
-        if self._is_stopped or self._is_asking:
+        if self._is_stopped or self._is_asking or self._is_waiting:
             return
         if self._file is None:
             if self._timer is None:
@@ -117,8 +122,13 @@ class Recovery:
         wait = self._random.uniform(*LOOK_AGAIN)
         self._timer = self._loop.call_later(wait, self._on_timer, context=self._context)
 
+    def _wait(self, seconds: float) -> None:
+        self._is_waiting = True
+        if self._timer is None:
+            self._timer = self._loop.call_later(seconds, self._on_timer, context=self._context)
+
     def _on_timer(self) -> None:
-        self._timer = None
+        self._timer, self._is_waiting = None, False
         self.go_on()
 
     def _finish(self, commits: Commits) -> None:
@@ -151,14 +161,14 @@ class Recovery:
             return
         if isinstance(result, StoreFailure):
             log(logging.ERROR, "stored events cannot be read: %s", result)
-            self._file = None
-            self._look_later()
+            self._wait(LOOK_AGAIN[0])
             return
         assert self._file is not None, "a file is being read"
         self._file.stored = result.stored
         self._is_read = not result.events
         for stored in result.events:
             if not self._bring_back(stored):
+                self._wait(_NO_ROOM)
                 break
             self._after = stored.number
         self.go_on()

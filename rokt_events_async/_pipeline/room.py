@@ -194,8 +194,8 @@ class Room:
 
     def take_recovered(self, size: int) -> bool:
         """Takes room for an event of an earlier process, if no caller needs it. Returns True if it did."""
-        if self._line.waiters or not self._fits(size):
-            return False
+        if self._line.waiters or not (self._fits(size) or self.events == 0):
+            return False  # One that alone is too large goes alone.
         self._take(size)
         return True
 

@@ -139,11 +139,13 @@ class Sender:
             return
         pending = [delivery for delivery in batch.deliveries if not is_settled(delivery)]
         self._unmark(batch, pending)
+        if batch.has_lost:  # A process that ends in good order is not what these events kill.
+            self._recorder.unmark(pending, at_least=1)
         batch.deliveries = self._settlement.defer(pending)
 
     def _unmark(self, batch: Batch, deliveries: Iterable[Delivery]) -> None:
-        """Writes that Rokt has not accepted events, unless it may have."""
-        if self._recorder is not None and batch.is_marked and not batch.maybe_accepted:
+        """Writes that this process has not had events accepted, unless it may have."""
+        if self._recorder is not None and batch.is_marked and not batch.has_lost:
             batch.is_marked = False
             self._recorder.unmark(deliveries)
 
@@ -296,7 +298,7 @@ class Sender:
                 self._on_answer(trip, batch, reply)
             case Disposition.RETRY | Disposition.RETRY_MAYBE_ACCEPTED:
                 if disposition is Disposition.RETRY_MAYBE_ACCEPTED:
-                    batch.maybe_accepted = True
+                    batch.lose()
                 return self._on_failure(trip, batch, f"HTTP {reply.status}", reply)
             case Disposition.REFUSED:
                 self._breaker.on_answer()
@@ -341,7 +343,7 @@ class Sender:
         if not batch.request.went_out:
             batch.last_cause = Cause.UNREACHABLE
             return self._on_failure(trip, batch, reply.reason, None)
-        batch.maybe_accepted = True
+        batch.lose()
         batch.last_cause = Cause.UNREADABLE if reply.is_unreadable else Cause.NO_ANSWER
         if reply.is_unreadable:
             batch.unreadable += 1

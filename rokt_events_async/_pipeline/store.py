@@ -123,6 +123,8 @@ class Depot(Protocol):
 
     directory: str
     own: Store
+    size: Size
+    """How much was stored when it was opened."""
 
     def adopt(self, done: Done[Store | StoreFailure | None]) -> None:
         """Takes over one file whose process has ended; `None` if there is none."""

@@ -27,6 +27,7 @@ class Batch:
         "deliveries",
         "failures",
         "halves",
+        "has_lost",
         "is_marked",
         "is_resent",
         "is_retry",
@@ -67,6 +68,8 @@ class Batch:
         """True if its last request sent again what Rokt may have accepted."""
         self.maybe_accepted = False
         """True if an answer was lost, so that Rokt may have accepted the events."""
+        self.has_lost = False
+        """True if an answer was lost in this process."""
         self.is_marked = False
         """True if the journal says that it was sent."""
         self.is_resent = False
@@ -83,8 +86,12 @@ class Batch:
     def interrupt(self) -> None:
         """Draws the consequence of a request without a reply: if it went out, Rokt may have accepted it."""
         if self.request is not None and self.request.went_out:
-            self.maybe_accepted = True
+            self.lose()
             self.last_cause = Cause.NO_ANSWER
+
+    def lose(self) -> None:
+        """Notes that an answer leaves it open whether Rokt has accepted the events."""
+        self.maybe_accepted = self.has_lost = True
 
     def take_front(self, is_overdue: Callable[[Delivery], bool]) -> list[Delivery]:
         """Takes overdue events out, from the front."""
@@ -101,7 +108,7 @@ class Batch:
         batch = Batch(deliveries)
         batch.attempts, batch.failures, batch.status = self.attempts, self.failures, self.status
         batch.maybe_accepted, batch.is_resent = self.maybe_accepted, self.is_resent
-        batch.is_marked = self.is_marked
+        batch.is_marked, batch.has_lost = self.is_marked, self.has_lost
         batch.reason, batch.is_retry = self.reason, self.is_retry
         batch.resends, batch.server_errors = self.resends, self.server_errors
         batch.last_cause, batch.unreadable = self.last_cause, self.unreadable

@@ -112,7 +112,7 @@ def decode(wire: bytes) -> PartnerEvent:
     """
     try:
         return restore(orjson.loads(wire))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         what = problem("event", type(error).__name__, "must be what was stored")
         raise InvalidEventError((what,)) from None
 

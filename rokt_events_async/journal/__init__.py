@@ -20,7 +20,7 @@ from rokt_events_async.settings import check_choice, check_count
 __all__ = ["Journal", "choose_journal"]
 
 _GIB: Final = 1024**3
-_MIN_BYTES: Final = 1024**2
+_MIN_BYTES: Final = 16 * 1024**2
 
 
 def _to_path(value: object) -> Path:

@@ -21,6 +21,7 @@ from typing import Any, Final
 import orjson
 
 from rokt_events_async._pipeline.store import Step, StoredEvent
+from rokt_events_async.journal._ownership import FileLock
 
 APPLICATION_ID: Final = 0x524F4B54
 """Says that a SQLite file is a journal: "ROKT"."""
@@ -54,9 +55,6 @@ CREATE TEMP TRIGGER take_step INSTEAD OF INSERT ON step BEGIN
         ON CONFLICT(outcome) DO UPDATE SET count = count + excluded.count;
 END;
 """
-_OUTCOMES: Final = ("delivered", "rejected", "expired", "failed", "unconfirmed", "bad", "lost", "erased")
-"""The names under which events that are no longer stored are counted."""
-
 _UNREADABLE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -104,12 +102,19 @@ class Database:
         self.path = path
         self._fsync = fsync
         self._ballast = path.with_suffix(".ballast")
+        self._log = path.with_name(f"{path.name}-wal")
+        self._count: int | None = None
+        """How many events it holds; `None` if that must be counted each time."""
         self._connection = self._open()
+        self.condemned = 0
+        """How many events were put aside since it was opened."""
+        self.lock: FileLock | None = None
+        """Says that this process owns the file; released when it is closed."""
         self.is_dirty = False
         """True if there may be something to tidy."""
 
     def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, isolation_level=None)
+        connection = sqlite3.connect(self.path, isolation_level=None, timeout=0)  # It has one owner.
         try:
             self._prepare(connection)
         except sqlite3.DatabaseError as error:
@@ -125,6 +130,8 @@ class Database:
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.text_factory = bytes
         is_new = self.path.stat().st_size == 0
+        if is_new and size_of(self._log):
+            raise NotAJournalError  # SQLite would delete the log.
         if is_new:
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -133,6 +140,7 @@ class Database:
         if sys.platform == "darwin":
             connection.execute("PRAGMA fullfsync = 1")
         connection.execute("PRAGMA wal_autocheckpoint = 1000")
+        connection.execute("PRAGMA temp_store = MEMORY")  # No copy of an event outside the directory.
         connection.execute(f"PRAGMA journal_size_limit = {1024 * 1024}")
         if is_new:
             connection.executescript(_SCHEMA % (APPLICATION_ID, VERSION))
@@ -141,12 +149,13 @@ class Database:
         if _pragma(connection, "user_version") > VERSION:
             raise NewerVersionError
         connection.executescript(_STEP)
+        self._count = _count(connection)
         connection.execute("SELECT seq, wire, at, sent FROM event LIMIT 0")
         self._make_ballast()
 
     def _make_ballast(self) -> None:
         """Keeps room on the disk: a full one makes deletions fail too."""
-        if not self._ballast.exists():
+        if size_of(self._ballast) < _BALLAST:
             with contextlib.suppress(OSError), open_private(self._ballast) as file:
                 file.write(bytes(_BALLAST))
 
@@ -160,7 +169,8 @@ class Database:
     @property
     def last(self) -> int:
         """The largest number in use, 0 if it is empty."""
-        return int(self._connection.execute("SELECT max(seq) FROM event").fetchone()[0] or 0)
+        query = "SELECT max(seq) FROM event UNION ALL SELECT max(seq) FROM bad"
+        return max(int(row[0] or 0) for row in self._connection.execute(query).fetchall())
 
     @property
     def oldest(self) -> datetime | None:
@@ -174,9 +184,15 @@ class Database:
         return {bytes(name).decode(): int(count) for name, count in rows}
 
     def stored(self) -> int:
-        """Returns how many events it holds, without reading them all."""
-        tally = self.tally()
-        return tally.get("accepted", 0) - sum([tally.get(outcome, 0) for outcome in _OUTCOMES])
+        """Returns how many events it holds."""
+        return self._count_stored() if self._count is None else self._count
+
+    def _count_stored(self) -> int:
+        return _count(self._connection)
+
+    def distrust(self) -> None:
+        """Counts each time from now on: what is settled may be missing, because the file was damaged."""
+        self._count = None
 
     def count_bad(self) -> int:
         """Returns how many events could not be read."""
@@ -189,7 +205,7 @@ class Database:
     def used_bytes(self) -> int:
         """Returns its size in bytes, without the pages that are free."""
         pages = _pragma(self._connection, "page_count") - _pragma(self._connection, "freelist_count")
-        return pages * _pragma(self._connection, "page_size")
+        return pages * _pragma(self._connection, "page_size") + size_of(self._log)
 
     # What is done to it.
 
@@ -208,13 +224,15 @@ class Database:
             orjson.dumps(step.tally) if step.tally else None,
         )
         self._execute_step([value.decode() if isinstance(value, bytes) else value for value in values])
+        if self._count is not None:
+            self._count += len(step.wires) - len(step.settled)
         self.is_dirty = True
 
     def _execute_step(self, values: list[Any]) -> None:
         try:
             self._connection.execute("INSERT INTO step VALUES (?, ?, ?, ?, ?, ?)", values)
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL:
+            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
                 self.give_up_ballast()
             raise
 
@@ -248,6 +266,8 @@ class Database:
             ("DELETE FROM event WHERE seq = ?", (number,)),
             (_COUNT, ("bad", 1)),
         )
+        self._count = self._count_stored()
+        self.condemned += 1
 
     def fold(self, tally: dict[str, int]) -> None:
         """Adds the counts of another file, which is deleted next."""
@@ -255,13 +275,14 @@ class Database:
 
     def erase(self, session_id: str) -> int:
         """Deletes all events of a session, those put aside included. Returns how many."""
-        gone = dict(self._connection.execute(_OF_SESSION, (session_id, session_id)).fetchall())
-        events, bad = (orjson.dumps([seq for seq, kind in gone.items() if kind == of]) for of in (0, 1))
+        gone = self._connection.execute(_OF_SESSION, (session_id, session_id)).fetchall()
+        events, bad = ([seq for seq, kind in gone if kind == of] for of in (0, 1))
         self._in_transaction(
-            ("DELETE FROM event WHERE seq IN (SELECT value FROM json_each(?))", (events.decode(),)),
-            ("DELETE FROM bad WHERE seq IN (SELECT value FROM json_each(?))", (bad.decode(),)),
-            (_COUNT, ("erased", sum([kind == 0 for kind in gone.values()]))),
+            ("DELETE FROM event WHERE seq IN (SELECT value FROM json_each(?))", (_as_json(events),)),
+            ("DELETE FROM bad WHERE seq IN (SELECT value FROM json_each(?))", (_as_json(bad),)),
+            (_COUNT, ("erased", len(events))),
         )
+        self._count = self._count_stored()
         self._connection.execute("VACUUM")  # So that nothing of it is left in free pages.
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return len(gone)
@@ -286,15 +307,27 @@ class Database:
             self._connection.executescript(f"PRAGMA incremental_vacuum({_PAGES})")
         return self.is_dirty
 
-    def close(self) -> None:
-        """Closes it."""
+    def disconnect(self) -> None:
+        """Closes it, and stays its owner."""
         self._connection.close()
 
+    def close(self) -> None:
+        """Closes it, and gives up its lock."""
+        self.disconnect()
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
+
     def delete(self) -> None:
-        """Closes the file and deletes it."""
+        """Closes the file and deletes it. It must be empty."""
+        assert not self._count_stored(), "a file with events is not deleted"
+        lock, self.lock = self.lock, None
         self.close()
-        for path in (self._ballast, self.path.with_name(f"{self.path.name}-wal"), self.path):
+        for path in (self._ballast, self._log, self.path):
             path.unlink(missing_ok=True)
+        if lock is not None:
+            lock.path.unlink(missing_ok=True)
+            lock.release()
 
 
 _OF_SESSION: Final = """
@@ -307,49 +340,105 @@ _COUNT: Final = (
 )
 
 
-_FORWARD: Final = "SELECT seq, wire, at, sent FROM event ORDER BY seq"
-_BACKWARD: Final = "SELECT seq, wire, at, sent FROM event ORDER BY seq DESC"
-
-
 def rescue(path: Path, *, fsync: bool) -> tuple[Database, Path, int]:
-    """Puts a damaged file aside and reads from it what can be read, into a new one.
+    """Reads from a damaged file what can be read, into a new one, and puts the damaged one aside.
+
+    The new file is made beside it and takes its name when it is complete: a crash leaves one of the two.
 
     Returns:
         The new file, the path of the damaged one, and how many events were read.
     """
+    made = path.with_suffix(RESCUED)
+    made.unlink(missing_ok=True)
+    open_private(made).close()
+    with contextlib.closing(Database(made, fsync=fsync)) as database:
+        count = _copy_readable(path, database)
+    made.with_suffix(".ballast").unlink(missing_ok=True)
     aside = path.with_name(f"{path.stem}.corrupt-{int(time.time())}")
     log = path.with_name(f"{path.name}-wal")
+    path.rename(aside)
     if log.exists():
         log.rename(aside.with_name(f"{aside.name}-wal"))
-    path.rename(aside)
-    open_private(path).close()
+    made.rename(path)
     database = Database(path, fsync=fsync)
-    rows: dict[int, tuple[Any, ...]] = {}
-    tally: dict[str, int] = {}
-    with contextlib.suppress(sqlite3.Error):
-        # SQLite would write to the log of a file that it opens.
-        source = sqlite3.connect(f"file:{aside}?mode=ro", uri=True, isolation_level=None)
-        source.text_factory = bytes
-        with contextlib.closing(source):
-            for query in (_FORWARD, _BACKWARD):  # From both ends, each as far as it goes.
-                with contextlib.suppress(sqlite3.Error):
-                    rows.update((row[0], row) for row in source.execute(query))
-            with contextlib.suppress(sqlite3.Error):
-                for name, count in source.execute("SELECT outcome, count FROM tally"):
-                    tally[bytes(name).decode(errors="replace")] = int(count)
-    read = [
-        (seq, wire.decode(), at, sent)
-        for seq, wire, at, sent in rows.values()
-        if isinstance(wire, bytes) and _is_text(wire) and isinstance(at, int) and isinstance(sent, int)
-    ]
-    gone = sum([tally.get(outcome, 0) for outcome in _OUTCOMES])
-    tally["accepted"] = max(tally.get("accepted", 0), gone + len(read))
-    tally["lost"] = tally.get("lost", 0) + tally["accepted"] - gone - len(read)
-    insert = "INSERT INTO event(seq, wire, at, sent) VALUES (?, ?, ?, ?)"
-    database._in_transaction(
-        *[(insert, row) for row in read], *[(_COUNT, item) for item in tally.items() if item[1] >= 0]
-    )
-    return database, aside, len(read)
+    database.distrust()
+    return database, aside, count
+
+
+def finish_rescue(made: Path) -> None:
+    """Ends a rescue on which a crash has come: the new file is complete if the damaged one is aside."""
+    path = made.with_suffix(".journal")
+    if path.exists():
+        made.unlink()
+    else:
+        made.rename(path)
+
+
+RESCUED: Final = ".rescued"
+"""The suffix of a file that a rescue makes."""
+
+
+def _copy_readable(path: Path, database: Database) -> int:
+    """Copies what can be read, page after page of the damaged file."""
+    if not size_of(path):
+        return 0
+    source = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, timeout=0)
+    source.text_factory = bytes
+    with contextlib.closing(source):
+        with contextlib.suppress(sqlite3.Error):
+            source.execute("PRAGMA writable_schema = 1")  # It reads files that are too short, too.
+        insert = "INSERT OR IGNORE INTO event(seq, wire, at, sent) VALUES (?, ?, ?, ?)"
+        read = 0
+        after, step = 0, 1
+        while step < _FAR:
+            try:
+                while rows := source.execute(_NEXT, (after, _PAGES)).fetchall():
+                    good = [(row[0], row[1].decode(), *row[2:]) for row in rows if _is_good(row)]
+                    database._in_transaction(*[(insert, row) for row in good])
+                    read, after, step = read + len(good), rows[-1][0], 1
+                break
+            except sqlite3.Error:
+                # A page cannot be read: one row after the other up to there, then on behind it.
+                row = _read_one(source, after)
+                if row is not None and _is_good(row):
+                    database._in_transaction((insert, (row[0], row[1].decode(), *row[2:])))
+                    read += 1
+                after, step = (row[0], 1) if row is not None else (after + step, step * 2)
+        tally = {"accepted": read}
+        with contextlib.suppress(sqlite3.Error):
+            rows = source.execute("SELECT outcome, count FROM tally").fetchall()
+            tally = {bytes(name).decode(errors="replace"): int(count) for name, count in rows}
+        database._in_transaction(*[(_COUNT, item) for item in tally.items()])
+    return read
+
+
+_FAR: Final = 2**40
+_NEXT: Final = "SELECT seq, wire, at, sent FROM event WHERE seq > ? ORDER BY seq LIMIT ?"
+
+
+def _read_one(source: sqlite3.Connection, after: int) -> Any:
+    """Returns the next row behind a number; `None` if it cannot be read."""
+    try:
+        return source.execute(_NEXT, (after, 1)).fetchone()
+    except sqlite3.Error:
+        return None
+
+
+def _is_good(row: tuple[Any, ...]) -> bool:
+    _, wire, at, sent = row
+    return isinstance(wire, bytes) and _is_text(wire) and isinstance(at, int) and isinstance(sent, int)
+
+
+def _as_json(numbers: list[int]) -> str:
+    return orjson.dumps(numbers).decode()
+
+
+def size_of(path: Path) -> int:
+    """Returns the size of a file in bytes, 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _is_text(wire: bytes) -> bool:
@@ -367,6 +456,10 @@ def _is_unreadable(error: sqlite3.Error) -> bool:
 def is_damage(error: Exception) -> bool:
     """Returns True if an error says that the file is damaged."""
     return isinstance(error, NotAJournalError) or (isinstance(error, sqlite3.Error) and _is_unreadable(error))
+
+
+def _count(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT count(*) FROM event").fetchone()[0])
 
 
 def _pragma(connection: sqlite3.Connection, name: str) -> int:

@@ -34,21 +34,24 @@ from rokt_events_async._pipeline.log import log, log_fault
 from rokt_events_async._pipeline.store import Done, Page, Size, Step, Store, StoreFailure
 from rokt_events_async.errors import JournalError
 from rokt_events_async.journal._database import (
+    RESCUED,
     Database,
     NewerVersionError,
     NotAJournalError,
     explain,
+    finish_rescue,
     is_damage,
     open_private,
     rescue,
+    size_of,
 )
 from rokt_events_async.journal._ownership import FileLock, locked, network_file_system
 from rokt_events_async.journal._writer import Files, Writer
 
 T = TypeVar("T")
 
-_MEASURE: Final = 16
-"""After how many commits the directory is measured."""
+_MEASURE: Final = 64
+"""How often the directory is measured while it fills up."""
 
 
 class DepotSettings(Protocol):
@@ -89,28 +92,30 @@ class StoreFile:
         self.oldest = opened.oldest
         self.file = opened.path
         self._depot = depot
-        self._commits = 0
 
     def commit(self, step: Step, done: Done[Size | StoreFailure]) -> None:
         def job(files: Files) -> Size:
             self._depot.database(files, self.file).commit(step)
-            self._commits += 1
-            return self._depot.measure(files, self.file, is_due=self._commits % _MEASURE == 0)
+            return self._depot.measure(files, self.file, appended=sum(map(len, step.wires)))
 
         self._depot.submit(self.file, job, done)
 
     def load(self, after: int, at_most: int, done: Done[Page | StoreFailure]) -> None:
         def job(files: Files) -> Page:
-            events = self._depot.database(files, self.file).load(after, self.last, at_most)
-            # Asked for again: reading can find that the file is damaged, and make another.
-            return Page(events, self._depot.database(files, self.file).stored())
+            database = self._depot.database(files, self.file)
+            before = database.condemned
+            events = database.load(after, self.last, at_most)
+            if database.condemned > before:
+                text = "%s: %d events were put aside, because too many processes have sent them"
+                log(logging.ERROR, text, self.file, database.condemned - before)
+            return Page(events, database.stored())
 
         self._depot.submit(self.file, job, done)
 
     def condemn(self, number: int, why: str, done: Done[Size | StoreFailure]) -> None:
         def job(files: Files) -> Size:
             self._depot.database(files, self.file).condemn(number, why)
-            return self._depot.measure(files, self.file, is_due=False)
+            return self._depot.measure(files, self.file, appended=0)
 
         self._depot.submit(self.file, job, done)
 
@@ -122,6 +127,7 @@ class FileDepot:
     """
 
     own: Store
+    size: Size
 
     def __init__(self, settings: DepotSettings, where: Path, loop: asyncio.AbstractEventLoop) -> None:
         self.directory = str(settings.directory)
@@ -129,9 +135,11 @@ class FileDepot:
         self._where = where
         self._loop = loop
         self._writer = Writer()
-        self._locks: dict[Path, FileLock] = {}  # Of the open files.
+        self._damaged: set[Path] = set()
         self._passed_over: set[Path] = set()
         self._used = 0
+        self._appended = 0
+        """How many bytes were appended since the directory was measured."""
 
     def submit(self, path: Path, job: Callable[[Files], T], done: Callable[[T | StoreFailure], None]) -> None:
         """Runs a job in the writer's thread. What it raises is handed to `done` as a failure."""
@@ -144,11 +152,11 @@ class FileDepot:
             except (sqlite3.DatabaseError, NotAJournalError) as error:
                 if not is_damage(error) or path not in files:
                     raise
-            files.pop(path).close()
-            files[path] = self._rescue(path)
+            self._damaged.add(path)
             return job(files)
         except (sqlite3.Error, OSError) as error:
-            return StoreFailure(str(path), explain(error))
+            named = getattr(error, "filename", None) or path
+            return StoreFailure(str(named), explain(error))
         except Exception as fault:  # noqa: BLE001 -- the thread must go on; the failure is told
             log_fault(fault)
             return StoreFailure(str(path), f"a fault in the library: {type(fault).__name__}")
@@ -160,18 +168,29 @@ class FileDepot:
         return database
 
     def database(self, files: Files, path: Path) -> Database:
-        """Returns an open file. Called in the writer's thread."""
+        """Returns an open file, rescued if it was found damaged. Called in the writer's thread."""
         if path not in files:
             raise FileNotFoundError(2, "the file is closed")
+        if path in self._damaged:
+            before = files[path]
+            before.disconnect()
+            rescued = self._rescue(path)
+            rescued.lock = before.lock
+            files[path] = rescued
+            self._damaged.discard(path)
         return files[path]
 
-    def measure(self, files: Files, path: Path, *, is_due: bool) -> Size:
-        """Returns how much is stored. Called in the writer's thread."""
-        if is_due or not self._used:
+    def measure(self, files: Files, path: Path, *, appended: int) -> Size:
+        """Returns how much is stored, after so many bytes. Called in the writer's thread."""
+        self._appended += appended
+        is_due = self._appended > self._settings.max_bytes // _MEASURE
+        if is_due or not self._used or self._used > self._settings.max_bytes:
+            self._appended = 0
             used = sum([database.used_bytes() for database in files.values()])
-            for other in self._settings.directory.glob("*/*.journal*"):
-                if other.with_suffix(".journal") not in files:
-                    used += _size_of(other)
+            known = {f"{path.name}{end}" for path in files for end in ("", "-wal")}
+            for other in self._settings.directory.glob("*/*.*"):
+                if other.name not in known:
+                    used += size_of(other)
             self._used = used
         return Size(files[path].stored(), self._used, is_full=self._used > self._settings.max_bytes)
 
@@ -180,8 +199,10 @@ class FileDepot:
     def open_own(self, files: Files) -> _Opened:
         """Takes a free file, or makes one. Called in the writer's thread."""
         with locked(self._where):
+            for made in self._where.glob(f"*{RESCUED}"):
+                finish_rescue(made)
             for path in sorted(self._where.glob("*.journal")):
-                if (opened := self._take(path, files)) is not None:
+                if (opened := self._try_to_take(path, files)) is not None:
                     return opened
             path = self._where / f"{uuid.uuid4()}.journal"
             open_private(path).close()
@@ -189,39 +210,47 @@ class FileDepot:
             assert opened is not None, "the name is new"
             return opened
 
-    def _take(self, path: Path, files: Files) -> _Opened | None:
-        """Opens a file if it is free and can be read."""
-        lock = FileLock(path.with_suffix(".lock"))
-        if path in files or path in self._passed_over or not lock.acquire(wait=False):
+    def _try_to_take(self, path: Path, files: Files) -> _Opened | None:
+        """Opens a file if it is free and can be opened; otherwise passes it over, with a warning."""
+        if path in files or path in self._passed_over:
             return None
         try:
-            try:
-                database = Database(path, fsync=self._settings.fsync)
-            except NotAJournalError:
-                database = self._rescue(path)
+            return self._take(path, files)
         except NewerVersionError:
-            lock.release()
-            self._passed_over.add(path)
-            log(
-                logging.WARNING,
-                "the journal file %s was written by a newer version of the library and is left alone",
-                path,
-            )
+            why = "it was written by a newer version of the library"
+        except (sqlite3.Error, OSError) as error:
+            why = explain(error)
+        self._passed_over.add(path)
+        log(logging.WARNING, "the journal file %s is left alone: %s", path, why)
+        return None
+
+    def _take(self, path: Path, files: Files) -> _Opened | None:
+        """Opens a file if it is free."""
+        lock = FileLock(path.with_suffix(".lock"))
+        if not lock.acquire(wait=False):
             return None
-        except BaseException:
-            lock.release()
-            raise
-        files[path], self._locks[path] = database, lock
-        return _Opened(path, database.last, database.stored(), database.oldest)
+        with contextlib.ExitStack() as stack:
+            stack.callback(lock.release)
+            try:
+                database, opened = _open(path, fsync=self._settings.fsync)
+            except (NotAJournalError, sqlite3.DatabaseError) as error:
+                if not is_damage(error):
+                    raise
+                database = self._rescue(path)
+                opened = _describe(database)
+            stack.pop_all()
+        database.lock = lock
+        files[path] = database
+        return opened
 
     def adopt(self, done: Done[Store | StoreFailure | None]) -> None:
         def job(files: Files) -> _Opened | None:
             with locked(self._where):
                 for path in sorted(self._where.glob("*.journal")):
-                    opened = self._take(path, files)
+                    opened = self._try_to_take(path, files)
                     if opened is None:
                         continue
-                    if opened.stored:
+                    if opened.oldest is not None:
                         return opened
                     self._delete(files, opened.path)
             return None
@@ -242,16 +271,14 @@ class FileDepot:
 
     def _delete(self, files: Files, path: Path) -> None:
         """Deletes an empty file, but for events that were put aside. What it counted is kept."""
-        database, lock = files.pop(path), self._locks.pop(path)
+        database = files.pop(path)
         own = files.get(Path(self.own.path))
-        if own is None or database.count_bad():
+        if own is None or database.count_bad() or database.stored():
             self._passed_over.add(path)
             database.close()
         else:
             own.fold(database.tally())
             database.delete()
-            lock.path.unlink(missing_ok=True)
-        lock.release()
 
     async def aclose(self) -> None:
         """Closes the files, once what was handed over is done."""
@@ -261,9 +288,6 @@ class FileDepot:
             for database in files.values():
                 database.close()
             files.clear()
-            for lock in self._locks.values():
-                lock.release()
-            self._locks.clear()
 
         def done(_: StoreFailure | None) -> None:
             if not closed.done():
@@ -287,7 +311,9 @@ async def open_depot(settings: DepotSettings, *, endpoint: str, tag_id: str, pub
 
     def job(files: Files) -> _Opened:
         _prepare(settings.directory, depot._where, about)
-        return depot.open_own(files)
+        opened = depot.open_own(files)
+        depot.size = depot.measure(files, opened.path, appended=0)
+        return opened
 
     def done(result: _Opened | StoreFailure) -> None:
         if not opened.done():
@@ -306,10 +332,25 @@ async def open_depot(settings: DepotSettings, *, endpoint: str, tag_id: str, pub
     return depot
 
 
+def _open(path: Path, *, fsync: bool) -> tuple[Database, _Opened]:
+    """Opens a file, and reads what is known of it."""
+    database = Database(path, fsync=fsync)
+    try:
+        return database, _describe(database)
+    except BaseException:
+        database.close()
+        raise
+
+
+def _describe(database: Database) -> _Opened:
+    return _Opened(database.path, database.last, database.stored(), database.oldest)
+
+
 def _prepare(directory: Path, where: Path, about: dict[str, str]) -> None:
     """Makes the directories, and writes down whose events they hold."""
-    for made in (directory, where):
-        made.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for made in (*reversed(directory.parents), directory, where):
+        if not made.is_dir():
+            made.mkdir(mode=0o700)
     if kind := network_file_system(where, _read_mounts()):
         raise OSError(95, f"locks cannot be trusted on a network file system ({kind}): use a local disk")
     path = where / "about.json"
@@ -329,16 +370,19 @@ def _prepare(directory: Path, where: Path, about: dict[str, str]) -> None:
 
 def _is_left(path: Path, where: Path) -> bool:
     """Returns True if a file in another directory holds events, and no process that is alive owns it."""
-    lock = FileLock(path.with_suffix(".lock"))
-    if path.parent == where or not lock.acquire(wait=False):
+    if path.parent == where:
         return False
-    try:
-        with contextlib.closing(Database(path, fsync=False)) as database:
-            return database.stored() > 0
-    except (sqlite3.Error, NotAJournalError, NewerVersionError):
-        return False
-    finally:
-        lock.release()
+    with contextlib.ExitStack() as stack:
+        for lock in (FileLock(path.with_name("lock")), FileLock(path.with_suffix(".lock"))):
+            if not lock.acquire(wait=False):
+                return False
+            stack.callback(lock.release)
+        try:
+            database = stack.enter_context(contextlib.closing(Database(path, fsync=False)))
+            oldest = database.oldest
+        except (sqlite3.Error, OSError, NotAJournalError, NewerVersionError):
+            return False
+        return oldest is not None
 
 
 def _read_about(path: Path) -> dict[str, str]:
@@ -354,10 +398,3 @@ def _read_mounts() -> str:
         return Path("/proc/self/mountinfo").read_text(errors="replace")
     except OSError:
         return ""  # Another system than Linux.
-
-
-def _size_of(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

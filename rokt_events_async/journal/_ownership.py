@@ -10,8 +10,11 @@ lock stays.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -21,6 +24,9 @@ if sys.platform != "win32":
 
 _held: Final[set[int]] = set()
 """The descriptors of all locks that this process holds."""
+
+_PATIENCE: Final = 5.0
+"""Seconds to wait for the lock of a directory."""
 
 _NETWORKED: Final = ("nfs", "cifs", "smb", "9p", "ceph", "fuse", "glusterfs", "lustre", "afs", "ncpfs")
 """What the names of file systems begin with on which locks cannot be trusted."""
@@ -73,9 +79,17 @@ class FileLock:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Holds the lock of a directory."""
+    """Holds the lock of a directory.
+
+    Raises:
+        OSError: Another process has held it for 5 seconds: it may be stopped.
+    """
     lock = FileLock(directory / "lock")
-    lock.acquire(wait=True)
+    until = time.monotonic() + _PATIENCE
+    while not lock.acquire(wait=False):
+        if time.monotonic() >= until:
+            raise OSError(errno.EBUSY, f"another process has held {lock.path} for {_PATIENCE:g} s")
+        time.sleep(0.005)
     try:
         yield
     finally:
@@ -104,7 +118,7 @@ def network_file_system(directory: Path, mounts: str) -> str | None:
         fields, kind = before.split(" "), after.split(" ")[0]
         if len(fields) < 5:
             continue
-        point = fields[4].encode().decode("unicode_escape", errors="replace")
+        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
         is_above = where == point or where.startswith(point.rstrip("/") + "/")
         if is_above and len(point) >= len(found[0]):
             found = point, kind

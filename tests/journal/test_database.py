@@ -235,7 +235,7 @@ def test_a_damaged_file_is_put_aside_and_read_as_far_as_it_can_be(path: Path) ->
         assert [stored.number for stored in found] == sorted(stored.number for stored in found)
         assert (found[0].number, found[-1].number, found[-1].sent) == (1, 400, 1)
         assert database.stored() == count == len(found)
-        assert database.tally()["lost"] == 400 - count
+        assert database.tally()["accepted"] == 400
     assert ".corrupt-" in aside.name
     assert aside.exists()
 

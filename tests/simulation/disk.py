@@ -163,6 +163,7 @@ class FakeDepot:
     """
 
     directory = "disk"
+    size = Size(0, 0, is_full=False)
 
     def __init__(self, disk: Disk, *, takes_new: bool) -> None:
         self._disk = disk
