@@ -204,8 +204,8 @@ class Database:
 
     def used_bytes(self) -> int:
         """Returns its size in bytes, without the pages that are free."""
-        pages = _pragma(self._connection, "page_count") - _pragma(self._connection, "freelist_count")
-        return pages * _pragma(self._connection, "page_size") + size_of(self._log)
+        free = _pragma(self._connection, "freelist_count") * _pragma(self._connection, "page_size")
+        return max(0, size_of(self.path) + size_of(self._log) - free)
 
     # What is done to it.
 
