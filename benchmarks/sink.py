@@ -32,10 +32,11 @@ class Counts:
 
 
 class _Answering(asyncio.Protocol):
-    def __init__(self, counts: Counts, failing: float, luck: random.Random) -> None:
+    def __init__(self, counts: Counts, failing: float, luck: random.Random, latency: float) -> None:
         self._counts = counts
         self._failing = failing
         self._luck = luck
+        self._latency = latency
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -69,13 +70,18 @@ class _Answering(asyncio.Protocol):
             b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\n"
             b"Content-Length: %d\r\n\r\n%b" % (len(answer), answer)
         )
-        self._transport.write(whole)
+        if self._latency:
+            asyncio.get_running_loop().call_later(self._latency, self._transport.write, whole)
+        else:
+            self._transport.write(whole)
 
 
-async def _serve(pipe: Connection, failing: float) -> None:
+async def _serve(pipe: Connection, failing: float, latency: float) -> None:
     counts, luck = Counts(), random.Random(1)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Answering(counts, failing, luck), "127.0.0.1", 0, backlog=1024)
+    server = await loop.create_server(
+        lambda: _Answering(counts, failing, luck, latency), "127.0.0.1", 0, backlog=1024
+    )
     asked: asyncio.Event = asyncio.Event()
     loop.add_reader(pipe.fileno(), asked.set)
     pipe.send(server.sockets[0].getsockname()[1])
@@ -89,13 +95,13 @@ async def _serve(pipe: Connection, failing: float) -> None:
             pipe.send((counts.requests, counts.events, counts.cpu))
 
 
-def _run(pipe: Connection, failing: float) -> None:
+def _run(pipe: Connection, failing: float, latency: float) -> None:
     try:
         import uvloop  # noqa: PLC0415 -- the faster, the less it is in the way
     except ImportError:
-        asyncio.run(_serve(pipe, failing))
+        asyncio.run(_serve(pipe, failing, latency))
     else:
-        uvloop.run(_serve(pipe, failing))
+        uvloop.run(_serve(pipe, failing, latency))
 
 
 class Sink:
@@ -113,15 +119,16 @@ class Sink:
 
 
 @contextmanager
-def sink(failing: float = 0.0) -> Iterator[Sink]:
+def sink(failing: float = 0.0, latency: float = 0.0) -> Iterator[Sink]:
     """Starts one, and stops it at the end.
 
     Args:
         failing: How many of all requests are answered 503.
+        latency: Seconds before each answer.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_run, args=(theirs, failing), daemon=True)
+    process = context.Process(target=_run, args=(theirs, failing, latency), daemon=True)
     process.start()
     try:
         yield Sink(ours, ours.recv())
