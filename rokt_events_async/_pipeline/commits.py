@@ -30,7 +30,7 @@ import attrs
 from rokt_events_async._pipeline.store import Size, Step, Store, StoreFailure
 from rokt_events_async.outcomes import Delivery, Outcome
 
-_MAX_EVENTS: Final = 250
+_MAX_EVENTS: Final = 500
 """The most events that a group appends or settles: what it tells afterwards must not hold the loop."""
 
 _MAX_BYTES: Final = 1024 * 1024

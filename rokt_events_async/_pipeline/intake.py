@@ -116,7 +116,9 @@ class Intake:
         """
         session_id, size = delivery.event.session_id, len(delivery.wire)
         if await self._wait_for_room(session_id, size, max_wait=max_wait):
-            self._admit(delivery)
+            now = self._loop.time()
+            self._ledger.admit(delivery, now)
+            self._pool.enqueue(session_id, delivery, size, now)
             self._hooks.accepted(delivery)
         else:
             self.overflow(delivery)
@@ -132,12 +134,6 @@ class Intake:
                 return True
         self._room.jam(session_id, size)
         return False
-
-    def _admit(self, delivery: Delivery) -> None:
-        """Accepts and queues an event that has room."""
-        now = self._loop.time()
-        self._ledger.admit(delivery, now)
-        self._pool.enqueue(delivery.event.session_id, delivery, len(delivery.wire), now)
 
     def overflow(self, delivery: Delivery) -> None:
         """Does with an event that found no room as `when_full` says: accepts and fails it, or raises.
@@ -230,24 +226,20 @@ class DurableIntake(Intake):
     def _on_stored(self, delivery: StoredDelivery) -> None:
         """Accepts and queues an event, unless it was accepted without waiting for the disk."""
         if delivery.waiter is None:
-            self._defer_if_closing()
+            if self._pool.is_closing:  # It was being stored when the close began.
+                self._pool.defer_stored()
             return
-        self._room.unreserve(delivery.event.session_id, len(delivery.wire))
-        self._admit(delivery)
+        session_id, size, now = delivery.event.session_id, len(delivery.wire), self._loop.time()
+        self._room.unreserve(session_id, size)
+        self._ledger.admit(delivery, now)
+        self._pool.enqueue(session_id, delivery, size, now)
+        if self._pool.is_closing:
+            self._pool.defer_stored()
         if delivery.context is not None:
             delivery.context.run(self._hooks.accepted, delivery)
             delivery.context = None
         if not delivery.waiter.done():
             delivery.waiter.set_result(None)
-
-    def _admit(self, delivery: Delivery) -> None:
-        super()._admit(delivery)
-        self._defer_if_closing()
-
-    def _defer_if_closing(self) -> None:
-        """Tells the pool of an event that was being stored when the close began."""
-        if self._pool.is_closing:
-            self._pool.defer_stored()
 
     def _on_refused(self, delivery: StoredDelivery, failure: StoreFailure) -> None:
         """Accepts an event into memory alone, or refuses it."""

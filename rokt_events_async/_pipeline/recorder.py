@@ -18,7 +18,7 @@ import contextvars
 import logging
 import math
 from collections.abc import Callable, Iterable
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from rokt_events_async._pipeline.commits import Commits, StoredDelivery, Tell
 from rokt_events_async._pipeline.log import log
@@ -209,8 +209,14 @@ class Recorder:
 
 def _by_file(deliveries: Iterable[Delivery]) -> dict[Commits | None, list[StoredDelivery]]:
     """Returns the events by their file; those that are in none under `None`."""
+    stored: Any = deliveries if isinstance(deliveries, (list, tuple)) else list(deliveries)
+    commits = stored[0].commits if stored else None
+    for delivery in stored:
+        if delivery.commits is not commits:
+            break
+    else:
+        return {commits: list(stored)} if stored else {}  # Nearly always: all in the own file.
     found: dict[Commits | None, list[StoredDelivery]] = {}
-    for delivery in deliveries:
-        assert isinstance(delivery, StoredDelivery), "an emitter with a journal makes no others"
+    for delivery in stored:
         found.setdefault(delivery.commits, []).append(delivery)
     return found

@@ -26,6 +26,9 @@ from typing import Final, Protocol
 from rokt_events_async.errors import EmitterClosedError, QueueFullError
 from rokt_events_async.settings import EmitterSettings
 
+_LARGE_EVENT: Final = 4096
+"""An event of so many bytes counts as several while it is being stored."""
+
 
 class Holdings(Protocol):
     """What each session holds: read at the queue."""
@@ -81,8 +84,10 @@ class Room:
         self._share, self._share_bytes = session_share(settings)
         self._min_share: Final = settings.max_batch_size
         self._large: Final = self._share_bytes // 2
+        self._many: Final = min(self._share // 2, self._share_bytes // 2 // _LARGE_EVENT)
         self._granted: dict[str, list[int]] = {}
         self._reserved: dict[str, list[int]] = {}
+        self._reserved_events = 0
         self._granted_events = 0
         self._granted_bytes = 0
         self._line = _Line()
@@ -144,9 +149,15 @@ class Room:
             or held > self._max_bytes
             or self._line.waiters
             or self._granted
-            # Only a session that holds half of its share, or has a line, can be at its share.
+            # Only a session that holds half of its share, or has a line, can be at its share;
+            # unless what is being stored makes up the other half.
             or (
-                (self._heavy or self._session_lines or size > self._large or self._reserved)
+                (
+                    self._heavy
+                    or self._session_lines
+                    or size > self._large
+                    or self._reserved_events > self._many
+                )
                 and self._is_at_share(session_id, size)
             )
         ):
@@ -204,12 +215,14 @@ class Room:
     def reserve(self, session_id: str, size: int) -> None:
         """Counts room that was taken as its session's."""
         reserved = self._reserved.setdefault(session_id, [0, 0])
+        self._reserved_events += size // _LARGE_EVENT + 1
         reserved[0] += 1
         reserved[1] += size
 
     def unreserve(self, session_id: str, size: int) -> None:
         """Ends that: the event is queued next, or its room is freed."""
         reserved = self._reserved[session_id]
+        self._reserved_events -= size // _LARGE_EVENT + 1
         reserved[0] -= 1
         reserved[1] -= size
         if not reserved[0]:
