@@ -10,6 +10,7 @@ within one transaction. SQLite runs it without the interpreter's lock.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 import sys
@@ -32,7 +33,9 @@ VERSION: Final = 1
 MAX_SENDERS: Final = 10
 """How many processes may send an event and not learn what became of it: it may be what kills them."""
 
-_BALLAST: Final = 64 * 1024
+_BALLASTS: Final = (4 * 1024**2, 1024**2, 256 * 1024, 64 * 1024)
+"""The sizes of the ballast, the first that fits. The largest has room for all that the log can hold."""
+
 _PAGES: Final = 2000
 _SCHEMA: Final = """
 BEGIN IMMEDIATE;
@@ -103,6 +106,7 @@ class Database:
         self._fsync = fsync
         self._ballast = path.with_suffix(".ballast")
         self._log = path.with_name(f"{path.name}-wal")
+        self._has_ballast = False
         self._count: int | None = None
         """How many events it holds; `None` if that must be counted each time."""
         self._connection = self._open()
@@ -155,14 +159,19 @@ class Database:
 
     def _make_ballast(self) -> None:
         """Keeps room on the disk: a full one makes deletions fail too."""
-        if size_of(self._ballast) < _BALLAST:
-            with contextlib.suppress(OSError), open_private(self._ballast) as file:
-                file.write(bytes(_BALLAST))
+        if not self._has_ballast:
+            self._has_ballast = size_of(self._ballast) >= _BALLASTS[-1] or _fill(self._ballast)
 
-    def give_up_ballast(self) -> None:
-        """Makes room for deletions on a full disk. It is made again when the file is tidied."""
+    def _make_room(self) -> None:
+        """Makes room for deletions on a full disk: gives up the ballast, and moves the log into the file.
+
+        While there is no room for another ballast, nothing is appended.
+        """
+        self._has_ballast = False
         with contextlib.suppress(OSError):
             self._ballast.unlink()
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     # What it holds.
 
@@ -213,8 +222,12 @@ class Database:
         """Writes a step: all of it, or nothing.
 
         Raises:
-            sqlite3.Error: Nothing of it was written.
+            sqlite3.Error, OSError: Nothing of it was written.
         """
+        if step.wires and not self._has_ballast:
+            self._make_ballast()
+            if not self._has_ballast:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         values = (
             step.first,
             b"[%b]" % b",".join(step.wires) if step.wires else None,
@@ -233,7 +246,7 @@ class Database:
             self._connection.execute("INSERT INTO step VALUES (?, ?, ?, ?, ?, ?)", values)
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-                self.give_up_ballast()
+                self._make_room()
             raise
 
     def load(self, after: int, until: int, at_most: int) -> list[StoredEvent]:
@@ -464,6 +477,26 @@ def _count(connection: sqlite3.Connection) -> int:
 
 def _pragma(connection: sqlite3.Connection, name: str) -> int:
     return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+def _fill(path: Path) -> bool:
+    """Makes a file as large as there is room for. Returns False if there is none."""
+    for size in _BALLASTS:
+        try:
+            with open_private(path) as file:
+                _allocate(file.fileno(), size)
+        except OSError:
+            path.unlink(missing_ok=True)
+        else:
+            return True
+    return False
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:  # pragma: no cover -- macOS
+        os.write(descriptor, bytes(size))
 
 
 def open_private(path: Path) -> Any:

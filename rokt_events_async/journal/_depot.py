@@ -189,7 +189,7 @@ class FileDepot:
             used = sum([database.used_bytes() for database in files.values()])
             known = {f"{path.name}{end}" for path in files for end in ("", "-wal")}
             for other in self._settings.directory.glob("*/*.*"):
-                if other.name not in known:
+                if other.name not in known and other.suffix != ".ballast":
                     used += size_of(other)
             self._used = used
         return Size(files[path].stored(), self._used, is_full=self._used > self._settings.max_bytes)
