@@ -410,6 +410,24 @@ def test_an_outage_without_losses_says_so(caplog: pytest.LogCaptureFixture) -> N
     )
 
 
+@pytest.mark.parametrize(
+    ("age", "shown"),
+    [
+        (timedelta(seconds=-5), "0 seconds"),
+        (timedelta(seconds=1.5), "1 second"),
+        (timedelta(minutes=4, seconds=30), "4 minutes"),
+        (timedelta(hours=5), "5 hours"),
+        (timedelta(days=1, hours=9), "1 day"),
+    ],
+)
+def test_files_that_were_adopted_are_told_of(
+    age: timedelta, shown: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With how many events they hold, and how old the oldest is."""
+    LoggingObserver().on_recovered(312, datetime.now(UTC) - age)
+    assert caplog.messages == [f"adopted 1 file of the journal, 312 events, the oldest {shown} old"]
+
+
 def test_a_misspelt_method_is_refused() -> None:
     """Nothing would ever call it."""
 

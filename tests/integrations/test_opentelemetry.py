@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -16,7 +17,15 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode, Tracer
 
-from rokt_events_async import PRODUCTION, DeliveryError, Emitter, EventRejectedError, RetryPolicy
+from rokt_events_async import (
+    PRODUCTION,
+    DeliveryError,
+    Emitter,
+    EventRejectedError,
+    Health,
+    Receipt,
+    RetryPolicy,
+)
 from rokt_events_async.errors import ApiError
 from rokt_events_async.integrations.opentelemetry import OpenTelemetryObserver
 from rokt_events_async.sandbox import Sandbox
@@ -125,6 +134,8 @@ async def test_names_units_and_attributes(sandbox: Sandbox, backend: Backend) ->
         "rokt.client.pending": "{event}",
         "rokt.client.breaker.open": "{emitter}",
         "rokt.client.outage": "{emitter}",
+        "rokt.client.journal.backlog": "{event}",
+        "rokt.client.journal.failing": "{emitter}",
         "rokt.client.oldest_pending.age": "s",
     }
     assert backend.kinds() == {
@@ -135,6 +146,8 @@ async def test_names_units_and_attributes(sandbox: Sandbox, backend: Backend) ->
         "rokt.client.pending": "Sum",
         "rokt.client.breaker.open": "Sum",
         "rokt.client.outage": "Sum",
+        "rokt.client.journal.backlog": "Sum",
+        "rokt.client.journal.failing": "Sum",
         "rokt.client.oldest_pending.age": "Gauge",
     }
     assert backend.observer._server(PRODUCTION)["server.port"] == 443
@@ -295,6 +308,25 @@ async def test_without_providers_it_does_nothing(sandbox: Sandbox) -> None:
         receipt = await emitter.deliver(event())
 
     assert receipt.attempts == 1
+
+
+async def test_a_journal_is_told_of(backend: Backend) -> None:
+    """What was adopted and has no outcome yet, what was deferred, and failures."""
+    recovered, accepted = delivery(), delivery()
+    backend.observer.on_recovered(3, datetime.now(UTC))
+    backend.observer.on_accepted(accepted)
+    backend.observer.on_delivered(recovered, Receipt(recovered.event, 1, maybe_duplicate=False))
+    backend.observer.on_deferred(accepted)
+    assert [point.value for point in backend.points("rokt.client.journal.backlog")] == [2]
+    assert [point.value for point in backend.points("rokt.client.journal.recovered")] == [3]
+    assert [point.value for point in backend.points("rokt.client.journal.deferred")] == [1]
+    assert [point.value for point in backend.points("rokt.client.pending")] == [0]
+
+    well, failing = Health(state="ok"), Health(state="ok", problems=("journal_failed",))
+    backend.observer.on_health(well, failing)
+    assert [point.value for point in backend.points("rokt.client.journal.failing")] == [1]
+    backend.observer.on_health(failing, well)
+    assert [point.value for point in backend.points("rokt.client.journal.failing")] == [0]
 
 
 def test_without_the_extra() -> None:
