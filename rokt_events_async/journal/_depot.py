@@ -396,5 +396,5 @@ def _read_about(path: Path) -> dict[str, str]:
 def _read_mounts() -> str:
     try:
         return Path("/proc/self/mountinfo").read_text(errors="replace")
-    except OSError:
-        return ""  # Another system than Linux.
+    except OSError:  # pragma: no cover -- another system than Linux
+        return ""

@@ -32,7 +32,7 @@ _NETWORKED: Final = ("nfs", "cifs", "smb", "9p", "ceph", "fuse", "glusterfs", "l
 """What the names of file systems begin with on which locks cannot be trusted."""
 
 
-def _after_fork() -> None:
+def _after_fork() -> None:  # pragma: no cover -- another process
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()
@@ -71,7 +71,7 @@ class FileLock:
     def release(self) -> None:
         """Gives the lock back. It must be held."""
         assert self._descriptor is not None, "the lock is held"
-        if self._descriptor in _held:  # Not in the child of a fork.
+        if self._descriptor in _held:  # pragma: no branch -- but in the child of a fork
             _held.discard(self._descriptor)
             os.close(self._descriptor)
         self._descriptor = None

@@ -20,6 +20,7 @@ from rokt_events_async.journal._database import (
     NewerVersionError,
     NotAJournalError,
     explain,
+    finish_rescue,
     open_private,
     rescue,
 )
@@ -290,3 +291,76 @@ def test_a_log_that_was_cut_costs_the_last_commits_only(path: Path, where: str) 
         assert database is not None
         before = len(found)
     assert before >= 7
+
+
+def test_a_statement_that_fails_otherwise_leaves_the_ballast(database: Database, path: Path) -> None:
+    """It is for a full disk."""
+    with pytest.raises(sqlite3.OperationalError):
+        append(database, b"{")
+    assert path.with_suffix(".ballast").exists()
+
+
+def test_nothing_is_appended_without_room_for_a_ballast(
+    database: Database, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of the disk is for deletions."""
+    append(database, wire())
+
+    def refuse(descriptor: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rokt_events_async.journal._database._allocate", refuse)
+    database._make_room()
+    with pytest.raises(OSError, match="No space left"):
+        append(database, wire(), first=2)
+    database.commit(Step(sent={1: 1}))
+    database.commit(Step(settled=[1], tally={"delivered": 1}))
+    assert database.stored() == 0
+    assert not path.with_suffix(".ballast").exists()
+
+
+def test_an_empty_file_beside_a_log_is_no_journal(path: Path) -> None:
+    """SQLite would delete the log."""
+    open_private(path).close()
+    path.with_name(f"{path.name}-wal").write_bytes(b"x" * 100)
+    with pytest.raises(NotAJournalError):
+        Database(path, fsync=False)
+    database, _, count = rescue(path, fsync=False)
+    database.close()
+    assert count == 0
+
+
+def test_an_interruption_while_a_file_is_opened_closes_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is."""
+
+    def interrupt(self: Database) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Database, "_make_ballast", interrupt)
+    open_private(path).close()
+    with pytest.raises(KeyboardInterrupt):
+        Database(path, fsync=False)
+
+
+def test_an_empty_file_is_deleted_and_no_other(database: Database, path: Path) -> None:
+    """Its log and ballast too."""
+    append(database, wire())
+    with pytest.raises(AssertionError, match="a file with events is not deleted"):
+        database.delete()
+    database.commit(Step(settled=[1], tally={"delivered": 1}))
+    database.delete()
+    assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_aside", [True, False])
+def test_a_rescue_on_which_a_crash_has_come_is_finished(path: Path, *, is_aside: bool) -> None:
+    """The new file is complete once the damaged one is aside."""
+    made = path.with_suffix(".rescued")
+    made.write_bytes(b"new")
+    if not is_aside:
+        path.write_bytes(b"damaged")
+    finish_rescue(made)
+    assert path.read_bytes() == (b"new" if is_aside else b"damaged")
+    assert not made.exists()

@@ -802,3 +802,107 @@ def test_kills() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 lost, 0 told twice" in done.stdout
     assert logging.getLogger("rokt_events_async").level == logging.NOTSET
+
+
+async def test_an_odd_file_stops_nothing(
+    sandbox: Sandbox, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A directory of that name, for example: it is left alone, with a warning."""
+    await leave(tmp_path)
+    where = directory_for(tmp_path, NOWHERE, CREDENTIALS.tag_id)
+    (where / "0.journal").mkdir()
+    await leave(tmp_path)
+    assert f"the journal file {where / '0.journal'} is left alone: " in caplog.text
+    assert sum(file.stored for file in list_files(tmp_path)) == 6
+
+
+async def test_events_that_too_many_processes_have_sent_are_told_of(
+    sandbox: Sandbox, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are put aside."""
+    async with emitter_for(sandbox, journal=tmp_path, flush_interval=30, close_timeout=0) as emitter:
+        await emitter.track(event())
+        await emitter.track(event())
+    with contextlib.closing(Database(journal_files(tmp_path)[0], fsync=False)) as database:
+        database.commit(Step(sent={1: 10}))
+    async with emitter_for(sandbox, journal=tmp_path) as emitter:
+        await until(lambda: emitter.stats.delivered == 1)
+    assert "1 events were put aside, because too many processes have sent them" in caplog.text
+
+
+async def test_ten_starts_in_an_outage_put_nothing_aside(tmp_path: Path) -> None:
+    """A process that ends in good order is not what its events have killed."""
+    retry = RetryPolicy(wait=(0.0, 0.01))
+    await leave(tmp_path, 1)
+    with contextlib.closing(Database(journal_files(tmp_path)[0], fsync=False)) as database:
+        database.commit(Step(sent={1: 1}))
+    for _ in range(11):
+        async with nowhere(tmp_path, retry=retry, flush_interval=0) as emitter:
+            await until(lambda: emitter.stats.requests)
+    with contextlib.closing(Database(journal_files(tmp_path)[0], fsync=False)) as database:
+        assert [stored.sent for stored in database.load(0, 10, 10)] == [1]
+
+
+async def test_a_rescue_that_fails_is_tried_again(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls are refused meanwhile."""
+    async with emitter_for(sandbox, journal=tmp_path, flush_interval=30, close_timeout=0) as emitter:
+        await emitter.track(event("one"))
+        depot = emitter._engine.recorder.depot  # type: ignore[union-attr]
+        damage: Any = sqlite3.DatabaseError("malformed")
+        damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        original, problems = Database.commit, [damage, OSError(28, "No space")]
+
+        def commit(database: Database, step: Step) -> None:
+            if len(problems) == 2:
+                raise problems.pop(0)
+            original(database, step)
+
+        def fail(path: Path) -> Database:
+            monkeypatch.undo()
+            raise problems.pop()
+
+        monkeypatch.setattr(Database, "commit", commit)
+        monkeypatch.setattr(depot, "_rescue", fail)
+        with pytest.raises(JournalError, match="No space"):
+            await emitter.track(event("one"))
+        await emitter.track(event("one"))
+        assert [file.stored for file in list_files(tmp_path)] == [2]
+
+
+async def test_a_file_of_another_kind_fails_to_open_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails while a file is described closes it again."""
+    await leave(tmp_path)
+    monkeypatch.setattr(Database, "last", property(lambda self: 1 / 0))
+    with pytest.raises(JournalError, match="a fault in the library: ZeroDivisionError"):
+        await nowhere(tmp_path).start()
+    monkeypatch.undo()
+    async with nowhere(tmp_path) as emitter:
+        assert emitter.stats.journal is not None
+        assert emitter.stats.journal.stored == 3
+
+
+async def test_a_directory_that_is_locked_for_long_fails_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner may be stopped."""
+    await leave(tmp_path)
+    monkeypatch.setattr("rokt_events_async.journal._ownership._PATIENCE", 0.05)
+    lock = FileLock(directory_for(tmp_path, NOWHERE, CREDENTIALS.tag_id) / "lock")
+    assert lock.acquire(wait=False)
+    with pytest.raises(JournalError, match="another process has held"):
+        await nowhere(tmp_path).start()
+    lock.release()
+
+
+async def test_a_rescue_is_finished_at_the_start(tmp_path: Path) -> None:
+    """The file that it had made is used."""
+    await leave(tmp_path)
+    (path,) = journal_files(tmp_path)
+    path.rename(path.with_suffix(".rescued"))
+    async with nowhere(tmp_path) as emitter:
+        assert emitter.stats.journal is not None
+        assert emitter.stats.journal.stored == 3

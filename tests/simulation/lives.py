@@ -344,6 +344,15 @@ class Lives:
 
     async def _close(self, emitter: Emitter) -> None:
         began = self.now()
+        for _ in range(0 if self.is_calm else self.luck.choice([0, 0, 0, 2])):  # Stored as the close begins.
+            self._numbers += 1
+            self.in_memory.add(f"e{self._numbers}")
+            with contextlib.suppress(NotAcceptedError):
+                emitter.track_nowait(
+                    PartnerEvent.viewed(
+                        session_id="late", parent_guid=f"e{self._numbers}", client_unique_id="c"
+                    )
+                )
         report = await emitter.aclose()
         took = self.now() - began
         limit = self.settings["close_timeout"]
