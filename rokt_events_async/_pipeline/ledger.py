@@ -203,9 +203,8 @@ class Ledger:
 
     async def revived_settled(self) -> None:
         """Waits until no event of an earlier process is pending."""
-        while self._revived.pending:
-            if self._revived.empty is None:
-                self._revived.empty = asyncio.get_running_loop().create_future()
+        if self._revived.pending:
+            self._revived.empty = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._revived.empty)
 
     def _close_generations(self) -> None:

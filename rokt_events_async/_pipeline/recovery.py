@@ -124,8 +124,7 @@ class Recovery:
 
     def _wait(self, seconds: float) -> None:
         self._is_waiting = True
-        if self._timer is None:
-            self._timer = self._loop.call_later(seconds, self._on_timer, context=self._context)
+        self._timer = self._loop.call_later(seconds, self._on_timer, context=self._context)
 
     def _on_timer(self) -> None:
         self._timer, self._is_waiting = None, False

@@ -169,3 +169,21 @@ async def test_while_waiting_for_room_the_event_is_not_accepted() -> None:
         assert waiting.cancelled()
         assert emitter.stats.accepted == 2
     assert {item["sessionId"] for item in slow.events} == {"session", "patient"}
+
+
+async def test_room_that_comes_free_in_the_turn_of_the_time_out_is_taken(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event is accepted, not dropped."""
+    async with emitter_for(sandbox, max_pending=1) as emitter:
+        await emitter.track(event())
+        intake = emitter._intake
+        assert intake is not None
+
+        async def time_out(*_: object, **__: object) -> bool:
+            await emitter.flush()
+            return False
+
+        monkeypatch.setattr(intake._room, "wait", time_out)
+        await (await emitter.track(event()))
+        assert emitter.stats.delivered == 2

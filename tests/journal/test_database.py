@@ -142,7 +142,8 @@ def test_an_empty_file_becomes_small(database: Database, path: Path) -> None:
     assert path.stat().st_size < 200_000
     assert numbers(database) == [1]
 
-    database.commit(Step(settled=[1], tally={"delivered": 1}))
+    append(database, *[wire(metadata={"x": "y" * 1000}) for _ in range(100)], first=2001)
+    database.commit(Step(settled=[1, *range(2001, 2101)], tally={"delivered": 101}))
     while database.tidy():
         pass
     assert path.stat().st_size < 100_000
@@ -209,6 +210,14 @@ def test_a_directory_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(sqlite3.Error) as caught:
         Database(tmp_path / "dir.journal", fsync=False)
     assert explain(caught.value) in ("the file cannot be opened", "the disk failed (I/O error)")
+
+
+def test_a_file_has_one_owner(database: Database, path: Path) -> None:
+    """Another program cannot open it."""
+    assert database.last == 0
+    with pytest.raises(sqlite3.OperationalError) as caught:
+        Database(path, fsync=False)
+    assert explain(caught.value) == "the file is in use by another program"
 
 
 def test_errors_are_explained_without_what_they_quote() -> None:

@@ -20,6 +20,7 @@ import pytest
 
 from rokt_events_async import (
     DeliveryDeferredError,
+    DeliveryFailedError,
     Emitter,
     EmitterClosedError,
     InvalidSettingError,
@@ -32,7 +33,7 @@ from rokt_events_async._pipeline.store import Step
 from rokt_events_async.journal import choose_journal
 from rokt_events_async.journal._database import Database
 from rokt_events_async.journal._depot import FileDepot, directory_for, open_depot
-from rokt_events_async.journal._ownership import FileLock
+from rokt_events_async.journal._ownership import FileLock, is_owned
 from rokt_events_async.journal.files import erase_session, list_files
 from rokt_events_async.sandbox import Sandbox
 from tests.diary import Diary
@@ -906,3 +907,46 @@ async def test_a_rescue_is_finished_at_the_start(tmp_path: Path) -> None:
     async with nowhere(tmp_path) as emitter:
         assert emitter.stats.journal is not None
         assert emitter.stats.journal.stored == 3
+
+
+async def test_an_event_whose_deadline_passes_while_it_is_marked_is_not_sent(
+    sandbox: Sandbox, tmp_path: Path, broken: Broken
+) -> None:
+    """The disk was slow."""
+    retry = RetryPolicy(deadline=0.3)
+    async with emitter_for(sandbox, journal=tmp_path, flush_interval=0.1, retry=retry) as emitter:
+        delivery = await emitter.track(event())
+        broken.gate.clear()
+        await asyncio.sleep(0.5)
+        broken.gate.set()
+        with pytest.raises(DeliveryFailedError, match=r"deadline of 0\.3 s has passed"):
+            await delivery
+    assert not sandbox.events
+
+
+async def test_an_error_of_sqlite_that_is_no_damage_is_a_failure(
+    sandbox: Sandbox, tmp_path: Path, broken: Broken
+) -> None:
+    """The file is not put aside for it."""
+    async with emitter_for(sandbox, journal=tmp_path) as emitter:
+        broken.error = sqlite3.OperationalError("its text is not shown")
+        with pytest.raises(JournalError, match="OperationalError") as caught:
+            await emitter.track(event())
+        assert "its text" not in str(caught.value)
+        broken.error = None
+    assert not list_corrupt(tmp_path)
+
+
+async def test_a_close_that_is_given_up_ends_all_the_same(tmp_path: Path) -> None:
+    """The thread ends once it can; what is asked afterwards is refused."""
+    depot = await open_depot(Journal(tmp_path), endpoint="e", tag_id="t", pub_id="p")
+    with depot._writer.lock:
+        closing = asyncio.create_task(depot.aclose())
+        await asyncio.sleep(0.01)
+        closing.cancel()
+        await asyncio.gather(closing, return_exceptions=True)
+    await asyncio.to_thread(depot._writer._thread.join)
+    await asyncio.sleep(0.01)
+    assert not is_owned(journal_files(tmp_path)[0])
+    with pytest.raises(FileNotFoundError, match="the file is closed"):
+        depot.database({}, tmp_path)
