@@ -228,3 +228,54 @@ def test_sigterm_in_an_outage_with_a_full_queue(
     assert len(kept) == len(set(kept))
     # It waits for its clients, for the close, and for a last second of `on_undelivered`.
     assert time.monotonic() - began < TIMEOUT
+
+
+async def load_through(server: Server, *, kill: Callable[[], None]) -> set[str]:
+    """Many customers at once, who go on although a worker is killed in the middle."""
+    tracked: set[str] = set()
+    is_killed = False
+
+    async def customer(number: int, session: aiohttp.ClientSession) -> None:
+        nonlocal is_killed
+        for count in range(10_000):
+            if len(tracked) >= 3 * BEFORE:
+                return
+            guid = f"guid-{number}-{count}"
+            with contextlib.suppress(aiohttp.ClientError):
+                async with session.post(f"{server.url}/checkout/session-{number}/viewed/{guid}") as answer:
+                    tracked.add((await answer.json())["tracked"])
+            if len(tracked) >= BEFORE and not is_killed:
+                is_killed = True
+                kill()
+
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT)) as session:
+        await asyncio.gather(*(customer(number, session) for number in range(16)))
+    return tracked
+
+
+@pytest.mark.parametrize("source", [FASTAPI, AIOHTTP], ids=["fastapi", "aiohttp"])
+def test_a_killed_worker_loses_nothing_with_a_journal(
+    source: str,
+    serve: Callable[[str, list[str]], Server],
+    rokt_sandbox: Sandbox,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The workers share a directory, and the successor of a worker delivers what that has left."""
+    monkeypatch.setenv("ROKT_JOURNAL", str(tmp_path / "journal"))
+    command = SERVERS["gunicorn, uvicorn's worker" if source is FASTAPI else "gunicorn, aiohttp's worker"][1]
+    server = serve(source, command)
+
+    def kill() -> None:
+        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+
+    tracked = asyncio.run(load_through(server, kill=kill))
+    until = time.monotonic() + TIMEOUT
+    while time.monotonic() < until and tracked - {event["parentGuid"] for event in rokt_sandbox.events}:
+        time.sleep(0.05)
+    server.process.send_signal(signal.SIGTERM)
+    server.process.communicate(timeout=TIMEOUT)
+
+    assert len(tracked) >= 3 * BEFORE
+    assert tracked - {event["parentGuid"] for event in rokt_sandbox.events} == set()
