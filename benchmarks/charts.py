@@ -116,8 +116,20 @@ def faults() -> Path:
     return write("faults")
 
 
+def journal() -> Path:
+    """Rates as shares of the emitter's without a journal."""
+    cases = load("journal")["cases"]
+    return bars(
+        "journal",
+        {
+            title: {name: figures["of_that_without"] for name, figures in case.items()}
+            for title, case in cases.items()
+        },
+    )
+
+
 def main() -> None:
-    for draw in (throughput, peers, scale, faults):
+    for draw in (throughput, peers, scale, faults, journal):
         print(draw().relative_to(Path.cwd()))
 
 
