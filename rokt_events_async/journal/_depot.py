@@ -354,7 +354,7 @@ def _prepare(directory: Path, where: Path, about: dict[str, str]) -> None:
     if kind := network_file_system(where, _read_mounts()):
         raise OSError(95, f"locks cannot be trusted on a network file system ({kind}): use a local disk")
     path = where / "about.json"
-    before = _read_about(path)
+    before = read_about(path)
     if before != about:
         if before.get("pub_id", about["pub_id"]) != about["pub_id"]:
             text = "the journal in %s was written for pub_id %r, and is now sent with %r"
@@ -385,7 +385,8 @@ def _is_left(path: Path, where: Path) -> bool:
         return oldest is not None
 
 
-def _read_about(path: Path) -> dict[str, str]:
+def read_about(path: Path) -> dict[str, str]:
+    """Returns whose events a directory holds; empty if that cannot be read."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):

@@ -7,7 +7,6 @@ read: a moment's view, which can lack the last commits.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import sqlite3
 import tempfile
@@ -19,6 +18,7 @@ import attrs
 
 from rokt_events_async.errors import JournalError
 from rokt_events_async.journal._database import Database, NewerVersionError, NotAJournalError, explain
+from rokt_events_async.journal._depot import read_about
 from rokt_events_async.journal._ownership import FileLock, is_owned, locked
 
 
@@ -67,7 +67,7 @@ def list_files(directory: Path) -> list[JournalFile]:
 
 
 def _look(path: Path) -> JournalFile:
-    about = _about(path.parent)
+    about = read_about(path.with_name("about.json"))
     file = JournalFile(path, about.get("endpoint", "?"), about.get("tag_id", "?"), is_owned(path))
     try:
         with tempfile.TemporaryDirectory() as directory, _copy(path, Path(directory)) as database:
@@ -96,14 +96,6 @@ def _copy(path: Path, directory: Path) -> Iterator[Database]:
         shutil.copyfile(log, directory / log.name)
     with contextlib.closing(Database(copied, fsync=False)) as database:
         yield database
-
-
-def _about(directory: Path) -> dict[str, str]:
-    try:
-        found = json.loads((directory / "about.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
 
 
 @attrs.frozen
