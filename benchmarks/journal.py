@@ -47,7 +47,7 @@ NAMES = {"without": None, "with fsync": True, "without fsync": False}
 
 async def by_callers(url: str, events: int, per_session: int, journal: Journal | None) -> None:
     """Handlers that track one event after the other; the outcomes are awaited at the end."""
-    settings: dict[str, Any] = {"flush_interval": 0.01, "max_wait": None, "journal": journal}
+    settings: dict[str, Any] = {"flush_interval": 0.01, "max_pending": 100_000, "journal": journal}
     numbers = iter(range(events))
     deliveries: list[Delivery] = []
 

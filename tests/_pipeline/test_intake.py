@@ -171,19 +171,23 @@ async def test_while_waiting_for_room_the_event_is_not_accepted() -> None:
     assert {item["sessionId"] for item in slow.events} == {"session", "patient"}
 
 
+@pytest.mark.parametrize("comes_free", [True, False])
 async def test_room_that_comes_free_in_the_turn_of_the_time_out_is_taken(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, *, comes_free: bool
 ) -> None:
-    """The event is accepted, not dropped."""
-    async with emitter_for(sandbox, max_pending=1) as emitter:
+    """The event is accepted; without room it is dropped."""
+    async with emitter_for(sandbox, max_pending=1, observers=[]) as emitter:
         await emitter.track(event())
         intake = emitter._intake
         assert intake is not None
 
         async def time_out(*_: object, **__: object) -> bool:
-            await emitter.flush()
+            if comes_free:
+                await emitter.flush()
             return False
 
         monkeypatch.setattr(intake._room, "wait", time_out)
-        await (await emitter.track(event()))
-        assert emitter.stats.delivered == 2
+        delivery = await emitter.track(event())
+        await emitter.flush()
+        assert (delivery.exception() is None) is comes_free
+        assert emitter.stats.delivered == 1 + comes_free
