@@ -30,8 +30,8 @@ from aiohttp import web
 from rokt_events_async import Emitter, Journal, Observer, PartnerEvent, RetryPolicy
 from tests.samples import CREDENTIALS
 
-CHILD_TIME = (0.05, 1.2)
-"""For how many seconds a child lives, at least and at most, once it has started."""
+SHORTEST = 0.05
+"""For how many seconds a child lives at least, once it has started."""
 
 
 @attrs.define
@@ -143,7 +143,8 @@ async def track(emitter: Emitter, name: str) -> None:
 class Campaign:
     """Kills children, several of which live at a time."""
 
-    def __init__(self, *, kills: int, workers: int, retries: bool, seed: int) -> None:
+    def __init__(self, *, kills: int, workers: int, longest: float, retries: bool, seed: int) -> None:
+        self._longest = longest
         self._kills = kills
         self._workers = workers
         self._retries = retries
@@ -163,7 +164,7 @@ class Campaign:
 
     async def _kill(self, directory: str, count: int) -> None:
         for _ in range(count):
-            await self._spawn(directory, lives=self._luck.uniform(*CHILD_TIME))
+            await self._spawn(directory, lives=self._luck.uniform(SHORTEST, self._longest))
 
     async def _spawn(self, directory: str, *, lives: float | None) -> None:
         """Starts a child and kills it after so many seconds; `None` lets it drain and end."""
@@ -213,21 +214,23 @@ class Campaign:
         return result
 
 
-def play(*, kills: int, workers: int, retries: bool, seed: int) -> Result:
+def play(*, kills: int, workers: int, longest: float, retries: bool, seed: int) -> Result:
     """Plays a campaign in a directory of its own."""
     with tempfile.TemporaryDirectory() as directory:
-        campaign = Campaign(kills=kills, workers=workers, retries=retries, seed=seed)
+        campaign = Campaign(kills=kills, workers=workers, longest=longest, retries=retries, seed=seed)
         return asyncio.run(campaign.run(directory))
 
 
 @click.command()
 @click.option("--kills", default=30, show_default=True, help="How many processes to kill.")
 @click.option("--workers", default=1, show_default=True, help="How many live at a time.")
+@click.option("--longest", default=1.2, show_default=True, help="Seconds that a process lives at most.")
 @click.option("--no-retry-unconfirmed", is_flag=True, help="With retry_unconfirmed=False.")
 @click.option("--seed", default=0, show_default=True)
-def main(kills: int, workers: int, no_retry_unconfirmed: bool, seed: int) -> None:
+def main(kills: int, workers: int, longest: float, no_retry_unconfirmed: bool, seed: int) -> None:
     """Kills processes, and says what was lost; exits with 1 if anything was."""
-    result = play(kills=kills, workers=workers, retries=not no_retry_unconfirmed, seed=seed)
+    retries = not no_retry_unconfirmed
+    result = play(kills=kills, workers=workers, longest=longest, retries=retries, seed=seed)
     policy = "no-retry-unconfirmed" if no_retry_unconfirmed else "retry-unconfirmed"
     print(
         f"{result.kills} kills, {workers} workers, {policy}: {result.accepted} accepted, "

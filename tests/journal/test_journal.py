@@ -795,7 +795,7 @@ async def test_a_directory_that_is_gone_fails_what_is_asked(tmp_path: Path) -> N
 def test_kills() -> None:
     """Thirty processes are killed: nothing is lost, nothing told twice, every duplicate flagged."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.kills", "--kills", "30", "--workers", "3"],
+        [sys.executable, "-m", "tests.kills", "--kills", "30", "--workers", "3", "--longest", "0.3"],
         capture_output=True,
         text=True,
         check=False,

@@ -17,7 +17,7 @@ from tests.simulation.server import PLANS, RETRY_AFTER, STATUS_PLANS
 from tests.simulation.world import CALLER_ACTS, CONNECT_PLANS, ENDINGS, THEMES, World
 
 SEEDS = 2000
-LIVES = 600
+LIVES = 300
 
 RARE = (
     *(f"server: {plan}" for plan in (*PLANS, "well", "at a closed connection")),
