@@ -303,8 +303,8 @@ class Pool:
                 self._release(trip)
         if wait is not None:
             self._set_aside(trip, self._loop.time() + wait)
-            if self.is_closing:
-                self._defer_queue()
+        if self.is_closing:
+            self._defer_queue()
 
     def _set_aside(self, trip: Trip, until: float) -> None:
         """Parks a trip. While the pool closes, what is in the journal is deferred instead."""
