@@ -337,7 +337,7 @@ class Lives:
             await asyncio.sleep(30.0)  # Until the next file is adopted.
         if self.disk.rows:
             self.violated(f"12: {self.disk.rows} events stay on disk")
-        await asyncio.sleep(5.0)  # The last commit is told.
+        await asyncio.sleep(30.0)  # The last commit is told, on a slow disk too.
         stats = emitter.stats
         if stats.journal is None or stats.journal.stored:
             self.violated(f"12: the disk is empty, and the account says {stats}")
