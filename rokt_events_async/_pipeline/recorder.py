@@ -29,6 +29,7 @@ OnError = Literal["raise", "memory"]
 """What becomes of events that the journal cannot store: refused, or accepted into memory alone."""
 
 _MEASURE_AGAIN: Final = 1.0
+"""Seconds between two measurements of a full directory."""
 
 _LOG_AGAIN: Final = 10.0
 """Seconds between two records of failures."""

@@ -200,7 +200,10 @@ class FileDepot:
         """Takes a free file, or makes one. Called in the writer's thread."""
         with locked(self._where):
             for made in self._where.glob(f"*{RESCUED}"):
-                finish_rescue(made)
+                lock = FileLock(made.with_suffix(".lock"))
+                if lock.acquire(wait=False):  # Otherwise its owner is in the middle of it.
+                    finish_rescue(made)
+                    lock.release()
             for path in sorted(self._where.glob("*.journal")):
                 if (opened := self._try_to_take(path, files)) is not None:
                     return opened

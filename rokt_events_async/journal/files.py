@@ -104,7 +104,7 @@ class Erasure:
 
     Attributes:
         erased: How many events were deleted.
-        skipped: Files that could not be searched, because their owner is alive or they cannot be read.
+        skipped: Files that could not be searched: their owner is alive, or they are damaged and put aside.
     """
 
     erased: int
@@ -117,8 +117,9 @@ def erase_session(directory: Path, session_id: str) -> Erasure:
     Raises:
         JournalError: There is no such directory.
     """
-    erased, skipped = 0, []
-    for path in _paths(directory):
+    paths = _paths(directory)
+    erased, skipped = 0, sorted(directory.glob("*/*.corrupt-*"))
+    for path in paths:
         lock = FileLock(path.with_suffix(".lock"))
         with locked(path.parent):
             is_free = lock.acquire(wait=False)

@@ -758,6 +758,9 @@ async def test_a_session_is_erased_where_the_owner_has_ended(sandbox: Sandbox, t
     (path,) = journal_files(tmp_path)
     path.write_bytes(b"no database" * 100)
     assert erase_session(tmp_path, "person").skipped == (path,)
+    aside = path.with_suffix(".corrupt-1")
+    path.rename(aside)
+    assert erase_session(tmp_path, "person").skipped == (aside,)
 
 
 # The depot by itself.
@@ -904,6 +907,14 @@ async def test_a_rescue_is_finished_at_the_start(tmp_path: Path) -> None:
     await leave(tmp_path)
     (path,) = journal_files(tmp_path)
     path.rename(path.with_suffix(".rescued"))
+    lock = FileLock(path.with_suffix(".lock"))
+    assert lock.acquire(wait=False)  # Its owner is in the middle of it.
+    async with nowhere(tmp_path) as emitter:
+        assert emitter.stats.journal is not None
+        assert emitter.stats.journal.stored == 0
+    lock.release()
+    for other in journal_files(tmp_path):
+        other.unlink()
     async with nowhere(tmp_path) as emitter:
         assert emitter.stats.journal is not None
         assert emitter.stats.journal.stored == 3
