@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import socket
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +48,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._clock_resolution = _EPSILON
         self._now = 1000.0
         self._timers = 0
+        self._counter = itertools.count()
+        self._ages: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self.turns = 0
         self._hold = 0.0
         self.was_held = False
@@ -83,11 +87,16 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """Draws the order of the tasks that are to run; what else is to run keeps its place."""
         ready: Any = self._ready  # type: ignore[attr-defined]
         places = [place for place, handle in enumerate(ready) if _wakes_a_task(handle)]
+        # First by age: aiohttp wakes some from a set, in the order of their addresses.
+        handles = sorted((ready[place] for place in places), key=self._age)
         if len(places) > 1:
-            handles = [ready[place] for place in places]
             self._luck.shuffle(handles)
             for place, handle in zip(places, handles, strict=True):
                 ready[place] = handle
+
+    def _age(self, handle: Any) -> int:
+        """The number of its task, by when it was first to run."""
+        return self._ages.setdefault(handle._callback.__self__, next(self._counter))
 
     # What asyncio asks of a loop, without threads and sockets.
 
