@@ -511,7 +511,7 @@ class Emitter:
         self._engine.pool.flush()
         try:
             async with asyncio.timeout(seconds):
-                await self._engine.ledger.settled()
+                await self._engine.settled()
         except TimeoutError:
             return False
         return True

@@ -100,7 +100,19 @@ class Observer:
         """An event was not delivered."""
 
     def on_deferred(self, delivery: Delivery) -> None:
-        """An accepted event stays in the journal for the next process: no outcome, a hand-over."""
+        """An accepted event is in the journal alone: no outcome.
+
+        At a close it stays there for the next process. Before, memory had no room for it, and it comes back.
+        """
+
+    def on_returned(self, count: int, left: int, oldest: datetime | None) -> None:
+        """Deferred events came back into memory. Their outcomes follow.
+
+        Args:
+            count: How many.
+            left: How many are deferred yet.
+            oldest: When the oldest of these was stored, in UTC; none is older. `None` if there are none.
+        """
 
     def on_recovered(self, count: int, oldest: datetime) -> None:
         """Events of an earlier process were found in a journal file, which this emitter has taken over.

@@ -273,7 +273,7 @@ class JournalStats:
 
     Attributes:
         stored: Events on disk, in the files that this process owns.
-        deferred: Events that have left memory, and stay on disk for the next process.
+        deferred: Events that are on disk alone: until memory has room for them, or until the next process.
         recovered: Events of earlier processes that were brought back into memory.
         file_bytes: The size of the files, in bytes: those of this process as far as they hold events.
         commits: How often something was written to disk.
@@ -353,12 +353,16 @@ class Health:
         state: `"retrying"` if requests fail and others are answered; `"outage"` if the breaker is open and
             requests of at least three sessions have failed since the last answer.
         problems: What else is wrong: `"queue_full"`, `"session_stalled"` (one session holds its share),
-            `"journal_failed"` (the last write to the journal failed).
+            `"journal_failed"` (the last write to the journal failed), `"journal_full"` (its files have
+            reached `max_bytes`: `when_full` applies), `"deferring"` (events are in the journal alone,
+            because memory has no room for them).
         since: When this state began, in UTC; `None` before the start.
         last_delivered_at: When an event was last delivered, in UTC.
         last_error: Why the last failed request failed.
         pending: Events accepted and not settled.
         oldest_pending_age: How long the oldest of them has been pending, in seconds, to within a second.
+        deferred: Events that are in the journal alone, because memory had no room for them.
+        oldest_deferred_age: How long the oldest of them has been stored, in seconds; none is older.
         parked: Sessions whose batch waits for its next attempt.
         next_attempt_at: When the next of them is due, in UTC.
         is_breaker_open: True while requests start only at a trickle.
@@ -372,6 +376,8 @@ class Health:
     last_error: LastError | None = None
     pending: int = 0
     oldest_pending_age: float = 0.0
+    deferred: int = 0
+    oldest_deferred_age: float = 0.0
     parked: int = 0
     next_attempt_at: datetime | None = None
     is_breaker_open: bool = False

@@ -47,16 +47,27 @@ class StoredDelivery(Delivery):
         commits: The file's commits; `None` once the event is known not to be there.
         number: The event's number in the file.
         is_stored: True once it is on disk; `None` if that cannot be known any more.
+        is_deferred: True if memory has no room for it: it is on disk alone.
         is_settling: True once its outcome is known; it is told when that is on disk.
         sent_before: How many earlier processes have sent it: Rokt may have accepted it.
         waiter: Is done once it is known whether the event is stored; `None` if no call waits for that.
         context: The context of the `track()` call, if an observer wants to know of it.
     """
 
-    __slots__ = ("commits", "context", "is_settling", "is_stored", "number", "sent_before", "waiter")
+    __slots__ = (
+        "commits",
+        "context",
+        "is_deferred",
+        "is_settling",
+        "is_stored",
+        "number",
+        "sent_before",
+        "waiter",
+    )
 
     commits: Commits | None
     context: contextvars.Context | None
+    is_deferred: bool
     is_settling: bool
     is_stored: bool | None
     number: int
@@ -136,6 +147,8 @@ class Commits:
         self._idle: asyncio.Future[None] | None = None
         self.stored = store.stored
         """How many events are on disk."""
+        self.written = store.last
+        """The number up to which all events are on disk, or refused."""
 
     @property
     def is_idle(self) -> bool:
@@ -227,6 +240,7 @@ class Commits:
                 step.sent[delivery.number] = sent
             if appends:
                 step.first, step.wires = appends[0].number, [delivery.wire for delivery in appends]
+                step.deferred = [delivery.number for delivery in appends if delivery.is_deferred]
             marks, settled = self._take_marks(step), self._take_settled(step)
             step.tally = _tally(appends, settled)
             self._under_way = _Group(appends, unmarked, marks, settled, step)
@@ -237,8 +251,8 @@ class Commits:
         size = 0
         while self._appends and len(taken) < _MAX_EVENTS:
             size += len(self._appends[0].wire)
-            if taken and size > _MAX_BYTES:
-                break
+            if taken and (size > _MAX_BYTES or self._appends[0].number != taken[-1].number + 1):
+                break  # Their numbers follow each other; one in between may have ended already.
             taken.append(self._appends.popleft())
         return taken
 
@@ -272,6 +286,8 @@ class Commits:
     def _on_done(self, result: Size | StoreFailure) -> None:
         group, self._under_way = self._under_way, None
         assert group is not None, "one group at a time is under way"
+        if group.step.wires:
+            self.written = group.step.first + len(group.step.wires) - 1
         if isinstance(result, StoreFailure):
             self._on_failed(group, result)
         else:

@@ -85,7 +85,7 @@ class Drain:
             self._ledger.close()
             self._health.enter("closing")
             if self._recovery is not None:
-                self._recovery.stop()
+                self._recovery.close()
             self._pool.close(deadline=asyncio.get_running_loop().time() + seconds)
             self._start_task(seconds)
 
@@ -133,6 +133,8 @@ class Drain:
         left = self._room.events
         settled.cancel()
         ended.cancel()
+        if self._recovery is not None:
+            self._recovery.stop()
         if self._recorder is not None:
             await self._stop_storing(self._recorder)
         await self._pool.stop()
@@ -172,9 +174,11 @@ class Drain:
         recorder.stop()
 
     async def _settle_all(self) -> None:
-        if self._recorder is not None:
+        if self._recorder is not None and self._recovery is not None:
             await self._recorder.idle()  # Events that are being stored are accepted yet.
+            await self._recovery.brought_back(self._recovery.deferred_until)
             await self._ledger.revived_settled()
+            await self._ledger.returned_settled()
         await self._ledger.settled()
         if self._dead_letters is not None:
             await self._dead_letters.idle()

@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from rokt_events_async._pipeline.backlog import Backlogs
 from rokt_events_async._pipeline.batching import Batches
 from rokt_events_async._pipeline.breaker import Breaker
 from rokt_events_async._pipeline.dead_letters import DeadLetters
@@ -54,6 +55,14 @@ class Engine:
         if self.recovery is not None:
             self.recovery.start()
 
+    async def settled(self) -> None:
+        """Waits until every event that this emitter has accepted by now has its outcome."""
+        until = 0 if self.recovery is None else self.recovery.deferred_until
+        await self.ledger.settled()
+        if self.recovery is not None:
+            await self.recovery.brought_back(until)
+            await self.ledger.returned_settled()
+
     def stats(self) -> EmitterStats:
         """Returns a snapshot of the account. Safe from any thread."""
         return self.ledger.stats(
@@ -96,6 +105,7 @@ def assemble(
     )
     parking = Parking()
     room = Room(settings, queue)
+    backlogs = None if recorder is None else Backlogs(recorder.own.store.last)
     ledger = Ledger(room, hooks, recorder)
     breaker = Breaker(max_concurrency=settings.max_concurrency, wait=settings.retry.wait)
     episode = Episode(wait=sum(settings.retry.wait) / 2)
@@ -109,6 +119,7 @@ def assemble(
         room=room,
         ledger=ledger,
         recorder=recorder,
+        backlogs=backlogs,
         hooks=hooks,
         clock=clock,
         now=now,
@@ -137,7 +148,7 @@ def assemble(
         sender=sender,
         settlement=settlement,
         breaker=breaker,
-        on_released=room.on_released,
+        on_released=room.on_released if backlogs is None else backlogs.on_released,
         loop=loop,
         context=context,
     )
@@ -152,22 +163,25 @@ def assemble(
         "clock": clock,
         "loop": loop,
     }
-    if recorder is None:
+    if recorder is None or backlogs is None:
         intake = Intake(**intake_parts)
     else:
-        intake = DurableIntake(recorder=recorder, max_bytes=max_bytes, **intake_parts)
         recovery = Recovery(
             settings=settings,
+            backlogs=backlogs,
             recorder=recorder,
             room=room,
             ledger=ledger,
             pool=pool,
             settlement=settlement,
+            health=health,
             hooks=hooks,
+            clock=clock,
             random=random,
             loop=loop,
             context=context,
         )
+        intake = DurableIntake(recorder=recorder, recovery=recovery, max_bytes=max_bytes, **intake_parts)
     return Engine(
         queue=queue,
         ledger=ledger,

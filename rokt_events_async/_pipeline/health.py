@@ -12,6 +12,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from rokt_events_async._pipeline.backlog import Backlogs
 from rokt_events_async._pipeline.batching import Batches
 from rokt_events_async._pipeline.breaker import Breaker
 from rokt_events_async._pipeline.hooks import Hooks
@@ -50,6 +51,7 @@ class HealthMonitor:
         room: Room,
         ledger: Ledger,
         recorder: Recorder | None,
+        backlogs: Backlogs | None,
         hooks: Hooks,
         clock: Callable[[], datetime],
         now: Callable[[], float],
@@ -63,6 +65,7 @@ class HealthMonitor:
         self._recorder = recorder
         if recorder is not None:
             recorder.on_changed = self.refresh
+        self._backlogs = backlogs
         self._hooks = hooks
         self._clock = clock
         self._now = now
@@ -136,6 +139,8 @@ class HealthMonitor:
             last_error=self._last_error,
             pending=self._room.events,
             oldest_pending_age=self._ledger.oldest_age(now=now),
+            deferred=self._ledger.deferred,
+            oldest_deferred_age=self._oldest_deferred_age(clock),
             parked=parked,
             next_attempt_at=as_utc(self._parking.peek()) if parked else None,
             is_breaker_open=self._is_breaker_open(),
@@ -143,8 +148,18 @@ class HealthMonitor:
         )
 
     def _problems(self) -> tuple[str, ...]:
-        has_failed = self._recorder is not None and self._recorder.is_failing
-        return (*self._room.problems, "journal_failed") if has_failed else self._room.problems
+        if self._recorder is None or self._backlogs is None:
+            return self._room.problems
+        flags = (
+            ("journal_failed", self._recorder.is_failing),
+            ("journal_full", self._recorder.is_full),
+            ("deferring", not self._backlogs.own.is_empty),
+        )
+        return (*self._room.problems, *[name for name, is_so in flags if is_so])
+
+    def _oldest_deferred_age(self, clock: datetime) -> float:
+        oldest = self._backlogs.oldest if self._backlogs else None
+        return 0.0 if oldest is None else max(0.0, (clock - oldest).total_seconds())
 
     def _is_breaker_open(self) -> bool:
         """Returns True while requests start only at a trickle; a closed emitter starts none."""

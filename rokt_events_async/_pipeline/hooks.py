@@ -95,6 +95,7 @@ class Hooks:
         self.delivered = self._hook(checked, "on_delivered")
         self.undelivered = self._hook(checked, "on_undelivered")
         self.deferred = self._hook(checked, "on_deferred")
+        self.returned = self._hook(checked, "on_returned")
         self.recovered = self._hook(checked, "on_recovered")
         self.health = self._hook(checked, "on_health")
         self.closed = self._hook(checked, "on_closed")

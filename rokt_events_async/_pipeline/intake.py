@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from rokt_events_async._fields import DEFAULT_TIME, problem
 from rokt_events_async._pipeline.commits import StoredDelivery
@@ -14,13 +14,20 @@ from rokt_events_async._pipeline.health import HealthMonitor
 from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.ledger import Ledger
 from rokt_events_async._pipeline.recorder import Recorder
+from rokt_events_async._pipeline.recovery import Recovery
 from rokt_events_async._pipeline.room import Room
 from rokt_events_async._pipeline.scheduler import Pool
 from rokt_events_async._pipeline.store import StoreFailure
 from rokt_events_async._protocol.encoding import Stamp, encode
 from rokt_events_async.errors import InvalidEventError, JournalError, QueueFullError
 from rokt_events_async.events import PartnerEvent, time_problems
-from rokt_events_async.outcomes import Cause, Delivery, DeliveryFailedError
+from rokt_events_async.outcomes import (
+    Cause,
+    Delivery,
+    DeliveryDeferredError,
+    DeliveryFailedError,
+    DeliveryUnconfirmedError,
+)
 from rokt_events_async.settings import EmitterSettings
 
 
@@ -155,16 +162,23 @@ class Intake:
         self._ledger.drop(delivery, failed, now=self._loop.time())
 
 
+_MAX_UNSTORED: Final = 1000
+"""How many events that were accepted without waiting may be neither in memory nor on disk yet."""
+
+
 class DurableIntake(Intake):
     """Accepts events once they are in the journal.
 
     Room is taken first. The commit then accepts and queues the events, in its order: the tasks that wait for
-    it only return.
+    it only return. An event that finds no room, or that would overtake one of its session that found none, is
+    deferred: the commit accepts it, and it is on disk alone.
     """
 
-    def __init__(self, *, recorder: Recorder, max_bytes: int, **rest: Any) -> None:
+    def __init__(self, *, recorder: Recorder, recovery: Recovery, max_bytes: int, **rest: Any) -> None:
         super().__init__(**rest)
         self._recorder = recorder
+        self._recovery = recovery
+        self._unstored = 0
         self._max_bytes = max_bytes
         recorder.on_stored = self._on_stored
         recorder.on_refused = self._on_refused
@@ -176,35 +190,49 @@ class DurableIntake(Intake):
         return False  # The disk is slower than that.
 
     def accept_nowait(self, delivery: Delivery) -> bool:
-        """Accepts the event in memory, if there is room; the next commit stores it."""
-        if self._recorder.is_full or not super().accept_nowait(delivery):
-            return False
+        """Accepts the event in memory if there is room, otherwise once the next commit has stored it."""
         assert isinstance(delivery, StoredDelivery), "made by `prepare`"
-        self._recorder.append(delivery)
+        if self._recorder.is_full:
+            return False
+        is_behind = self._recovery.is_behind(delivery.event.session_id)
+        if not is_behind and super().accept_nowait(delivery):
+            self._recorder.append(delivery)
+            return True
+        self._room.check_size(len(delivery.wire))
+        if self._unstored >= _MAX_UNSTORED:
+            return False
+        self._unstored += 1
+        self._defer(delivery)
         return True
 
+    def _defer(self, delivery: StoredDelivery) -> None:
+        delivery.is_deferred = True
+        self._recorder.append(delivery)
+        self._recovery.defer(delivery.event.session_id, delivery.number)
+
     async def accept(self, delivery: Delivery, *, max_wait: float | None) -> None:
-        """Accepts an event once it is stored. Waits for room first, if there is none.
+        """Accepts an event once it is stored, in memory too if there is room.
 
         Raises:
-            QueueFullError: No room came free, or the journal is full, and `when_full` is `"raise"`.
+            QueueFullError: The journal is full, and `when_full` is `"raise"`; or the event could never fit.
             JournalError: It could not be stored.
-            EmitterClosedError: The emitter was closed meanwhile.
         """
         assert isinstance(delivery, StoredDelivery), "made by `prepare`"
         session_id, size = delivery.event.session_id, len(delivery.wire)
-        has_room = not self._recorder.is_full and self._room.take_nowait(session_id, size)
-        if not has_room and not self._recorder.is_full:
-            self._room.check_size(size)
-            has_room = await self._wait_for_room(session_id, size, max_wait=max_wait)
-        if not has_room:
+        if self._recorder.is_full:
             self.overflow(delivery)
             return
-        self._room.reserve(session_id, size)
+        has_room = not self._recovery.is_behind(session_id) and self._room.take_nowait(session_id, size)
+        if not has_room:
+            self._room.check_size(size)
         delivery.waiter = self._loop.create_future()
         if self._hooks.accepted:
             delivery.context = contextvars.copy_context()
-        self._recorder.append(delivery)
+        if has_room:
+            self._room.reserve(session_id, size)
+            self._recorder.append(delivery)
+        else:
+            self._defer(delivery)
         try:
             await delivery.waiter
         except asyncio.CancelledError:
@@ -220,21 +248,42 @@ class DurableIntake(Intake):
                 f"max_bytes is {self._max_bytes}"
             )
             self._drop(delivery, QueueFullError(text), "the journal was full")
-        else:
+        else:  # Without waiting, for the disk has not taken so many others yet.
             super().overflow(delivery)
 
     def _on_stored(self, delivery: StoredDelivery) -> None:
         """Accepts and queues an event, unless it was accepted without waiting for the disk."""
+        if delivery.is_deferred:
+            self._accept_deferred(delivery)
+            return
         if delivery.waiter is None:
             if self._pool.is_closing:  # It was being stored when the close began.
                 self._pool.defer_stored()
             return
         session_id, size, now = delivery.event.session_id, len(delivery.wire), self._loop.time()
         self._room.unreserve(session_id, size)
+        if self._pool.has_left(session_id):  # At a close.
+            self._room.free(1, size)
+            self._accept_deferred(delivery)
+            return
         self._ledger.admit(delivery, now)
         self._pool.enqueue(session_id, delivery, size, now)
         if self._pool.is_closing:
             self._pool.defer_stored()
+        self._tell_of_acceptance(delivery)
+
+    def _accept_deferred(self, delivery: StoredDelivery) -> None:
+        text = "deferred: memory has no room for the event; it is in the journal, and is sent from there"
+        deferred = DeliveryDeferredError(text, event=delivery.event)
+        self._ledger.accept_deferred(delivery, deferred, self._loop.time())
+        self._tell_of_acceptance(delivery)
+        self._hooks.deferred(delivery)
+
+    def _tell_of_acceptance(self, delivery: StoredDelivery) -> None:
+        if delivery.waiter is None:
+            self._unstored -= 1
+            self._hooks.accepted(delivery)
+            return
         if delivery.context is not None:
             delivery.context.run(self._hooks.accepted, delivery)
             delivery.context = None
@@ -244,6 +293,9 @@ class DurableIntake(Intake):
     def _on_refused(self, delivery: StoredDelivery, failure: StoreFailure) -> None:
         """Accepts an event into memory alone, or refuses it."""
         waiter = delivery.waiter
+        if delivery.is_deferred:
+            self._refuse_deferred(delivery, failure)
+            return
         if waiter is None:
             delivery.is_stored = False if failure.is_certain else None
             return
@@ -253,10 +305,26 @@ class DurableIntake(Intake):
         size = len(delivery.wire)
         self._room.unreserve(delivery.event.session_id, size)
         self._room.free(1, size)
-        self._room.on_released(delivery.event.session_id)
-        if not waiter.done():
-            waiter.set_exception(_refusal(failure))
-            waiter.exception()  # Its caller may have been cancelled in this very turn.
+        self._recovery.on_released(delivery.event.session_id)
+        _refuse(waiter, failure)
+
+    def _refuse_deferred(self, delivery: StoredDelivery, failure: StoreFailure) -> None:
+        """Refuses an event that is neither in memory nor on disk."""
+        if delivery.waiter is not None:
+            _refuse(delivery.waiter, failure)
+            return
+        self._unstored -= 1
+        reason = f"memory had no room for it, and it could not be stored: {failure}"
+        error = DeliveryFailedError if failure.is_certain else DeliveryUnconfirmedError
+        cause = Cause.QUEUE_FULL if failure.is_certain else Cause.CLOSED
+        failed = error(reason, event=delivery.event, reason=reason, cause=cause)
+        self._ledger.drop(delivery, failed, now=self._loop.time())
+
+
+def _refuse(waiter: asyncio.Future[None], failure: StoreFailure) -> None:
+    if not waiter.done():
+        waiter.set_exception(_refusal(failure))
+        waiter.exception()  # Its caller may have been cancelled in this very turn.
 
 
 def _refusal(failure: StoreFailure) -> JournalError:

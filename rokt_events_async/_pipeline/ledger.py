@@ -2,7 +2,8 @@
 
 An event that has room is *admitted* once, and *settled* once, by `settle_delivered` or `settle_undelivered`.
 In between it is pending. With a journal, an event of an earlier process is *recovered* instead of admitted,
-and one that stays for the next process is *deferred* instead of settled. At every instant
+and one that is on disk alone is *deferred* instead of settled: until there is room, or until the next
+process. At every instant
 
     accepted + recovered = delivered + rejected + expired + failed + unconfirmed + deferred + pending
 
@@ -48,6 +49,62 @@ class _Generation:
         self.empty: asyncio.Future[None] | None = None
 
 
+class _Generations:
+    """Pending events by when they became pending, oldest first. The newest generation is being filled."""
+
+    __slots__ = ("all",)
+
+    def __init__(self) -> None:
+        self.all: deque[_Generation] = deque([_Generation(0.0)])
+
+    @property
+    def pending(self) -> int:
+        return sum([generation.pending for generation in tuple(self.all)])
+
+    def join(self, delivery: Delivery, now: float) -> None:
+        """Adds an event that is pending from now on."""
+        delivery.accepted_at = now
+        generation = self.all[-1]
+        if now >= generation.until:
+            generation = self._begin(now)
+        delivery.generation = generation
+        generation.pending += 1
+
+    def _begin(self, now: float) -> _Generation:
+        generation = self.all[-1]
+        if not generation.pending and generation.empty is None:
+            self.all.pop()
+        generation = _Generation(now)
+        self.all.append(generation)
+        return generation
+
+    def oldest_age(self, *, now: float) -> float:
+        for generation in tuple(self.all):
+            if generation.pending:
+                return max(0.0, now - generation.began)
+        return 0.0
+
+    async def settled(self) -> None:
+        """Waits until every event that is pending now is so no more."""
+        current = self.all[-1]
+        if current.pending:
+            self.all.append(_Generation(current.until - _GENERATION))
+        elif len(self.all) > 1:
+            current = self.all[-2]
+        else:
+            return
+        if current.empty is None:
+            current.empty = asyncio.get_running_loop().create_future()
+        await asyncio.shield(current.empty)
+
+    def close_empty(self) -> None:
+        """Drops the oldest generations that are empty. The newest stays."""
+        while len(self.all) > 1 and not self.all[0].pending:
+            empty = self.all.popleft().empty
+            if empty is not None:  # A flush waits for it.
+                empty.set_result(None)
+
+
 class Ledger:
     """The account of one emitter.
 
@@ -64,10 +121,11 @@ class Ledger:
         self._accepted = 0
         self._recovered = 0
         self._deferred = 0
-        self._revived = _Generation(0.0)
         self._outcomes: dict[Outcome, int] = dict.fromkeys(get_args(Outcome), 0)
         self._possible_duplicates = 0
-        self._generations: deque[_Generation] = deque([_Generation(0.0)])
+        self._admitted = _Generations()
+        self._returned = _Generations()
+        self._revived = _Generations()
         self._before_close: dict[Outcome, int] | None = None
         self._undelivered: list[DeliveryError] = []
         self.last_delivered_at: float | None = None
@@ -75,40 +133,32 @@ class Ledger:
 
     def oldest_age(self, *, now: float) -> float:
         """Returns how long the oldest pending event has been pending, in seconds, to within a second."""
-        for generation in tuple(self._generations):
-            if generation.pending:
-                return max(0.0, now - generation.began)
-        return 0.0
+        return self._admitted.oldest_age(now=now)
 
     def admit(self, delivery: Delivery, now: float) -> None:
         """Counts an event that has room as accepted now, and as pending in the newest generation."""
         self._accepted += 1
-        delivery.accepted_at = now
-        generation = self._generations[-1]
-        if now >= generation.until:
-            generation = self._begin_generation(now)
-        delivery.generation = generation
-        generation.pending += 1
-
-    def _begin_generation(self, now: float) -> _Generation:
-        generation = self._generations[-1]
-        if not generation.pending and generation.empty is None:
-            self._generations.pop()
-        generation = _Generation(now)
-        self._generations.append(generation)
-        return generation
+        self._admitted.join(delivery, now)
 
     def recover(self, delivery: Delivery, now: float) -> None:
         """Counts an event of an earlier process, for which room was taken, as pending."""
         self._recovered += 1
-        delivery.accepted_at = now
-        delivery.generation = self._revived
-        self._revived.pending += 1
+        self._revived.join(delivery, now)
+
+    def bring_back(self, delivery: Delivery, now: float) -> None:
+        """Counts an event that this emitter has deferred, and for which room was taken, as pending."""
+        self._deferred -= 1
+        self._returned.join(delivery, now)
 
     @property
-    def revived(self) -> int:
-        """How many events of earlier processes are pending."""
-        return self._revived.pending
+    def brought_back(self) -> int:
+        """How many events are pending that were brought back from disk."""
+        return self._revived.pending + self._returned.pending
+
+    @property
+    def deferred(self) -> int:
+        """How many events were deferred, and not brought back."""
+        return self._deferred
 
     # Settling.
 
@@ -120,6 +170,13 @@ class Ledger:
         delivery.settle(error)
         self._hooks.accepted(delivery)
         self._hooks.undelivered(delivery, error)
+
+    def accept_deferred(self, delivery: Delivery, error: DeliveryDeferredError, now: float) -> None:
+        """Counts an event that found no room in memory as accepted, and as deferred at once."""
+        self._accepted += 1
+        self._deferred += 1
+        delivery.accepted_at = now
+        delivery.settle(error)
 
     def settle_delivered(
         self, deliveries: Iterable[Delivery], *, attempts: int, maybe_duplicate: bool, now: float
@@ -161,7 +218,7 @@ class Ledger:
         self._hooks.undelivered(delivery, error)
 
     def defer(self, delivery: Delivery, error: DeliveryDeferredError) -> None:
-        """Hands a pending event over to the next process.
+        """Leaves a pending event to the next process.
 
         Raises:
             RuntimeError: It has been settled before.
@@ -183,39 +240,25 @@ class Ledger:
 
     def _free(self, count: int, size: int) -> None:
         self._room.free(count, size)
-        if not self._generations[0].pending:
-            self._close_generations()
+        if not self._admitted.all[0].pending:
+            self._admitted.close_empty()
+        if self._recorder is not None:
+            self._returned.close_empty()
+            self._revived.close_empty()
 
     # Waiting for the end of what is pending.
 
     async def settled(self) -> None:
-        """Waits until every event that is pending now has its outcome."""
-        current = self._generations[-1]
-        if current.pending:
-            self._generations.append(_Generation(current.until - _GENERATION))
-        elif len(self._generations) > 1:
-            current = self._generations[-2]
-        else:
-            return
-        if current.empty is None:
-            current.empty = asyncio.get_running_loop().create_future()
-        await asyncio.shield(current.empty)
+        """Waits until every event that is pending now, and never was on disk alone, has its outcome."""
+        await self._admitted.settled()
+
+    async def returned_settled(self) -> None:
+        """Waits until every event that is pending now, and was deferred before, has its outcome."""
+        await self._returned.settled()
 
     async def revived_settled(self) -> None:
         """Waits until no event of an earlier process is pending."""
-        if self._revived.pending:
-            self._revived.empty = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._revived.empty)
-
-    def _close_generations(self) -> None:
-        """Drops the oldest generations that are empty. The newest stays, because it is being filled."""
-        while len(self._generations) > 1 and not self._generations[0].pending:
-            empty = self._generations.popleft().empty
-            if empty is not None:  # A flush waits for it.
-                empty.set_result(None)
-        if self._revived.empty is not None and not self._revived.pending:
-            self._revived.empty.set_result(None)
-            self._revived.empty = None
+        await self._revived.settled()
 
     # Closing.
 

@@ -92,7 +92,7 @@ class Recorder:
         """Returns the delivery of an event that is to come."""
         delivery = StoredDelivery(loop=self._loop)
         delivery.commits = delivery.waiter = delivery.context = None
-        delivery.is_stored = delivery.is_settling = False
+        delivery.is_stored = delivery.is_settling = delivery.is_deferred = False
         delivery.sent_before = 0
         return delivery
 

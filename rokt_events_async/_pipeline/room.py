@@ -191,9 +191,10 @@ class Room:
         """Returns True if the session may not hold another event of that size, or its callers wait."""
         if self._session_lines and session_id in self._session_lines:
             return True
-        return not self._fits_share(session_id, size)
+        return not self.fits_share(session_id, size)
 
-    def _fits_share(self, session_id: str, size: int) -> bool:
+    def fits_share(self, session_id: str, size: int, *, part: int = 1) -> bool:
+        """Returns True if the session may hold another event of that size, within 1/part of its share."""
         events, held = self._holdings.held_by(session_id)
         granted, granted_bytes = self._granted.get(session_id, (0, 0))
         if self._reserved:
@@ -201,10 +202,12 @@ class Room:
             events, held = events + reserved, held + reserved_bytes
         if events + granted < self._min_share:
             return True
-        return events + granted < self._share and held + granted_bytes + size <= self._share_bytes
+        return (events + granted) * part < self._share and (
+            held + granted_bytes + size
+        ) * part <= self._share_bytes
 
     def take_recovered(self, size: int) -> bool:
-        """Takes room for an event of an earlier process, if no caller needs it. Returns True if it did."""
+        """Takes room for an event from the disk, if no caller needs it. Returns True if it did."""
         if self._line.waiters or not (self._fits(size) or self.events == 0):
             return False  # One that alone is too large goes alone.
         self._take(size)
@@ -238,7 +241,7 @@ class Room:
         """Notes that an event found no room in time."""
         if not self._fits(size):
             self._line.is_jammed = True
-        elif not self._fits_share(session_id, size):
+        elif not self.fits_share(session_id, size):
             self._session_lines.setdefault(session_id, _Line()).is_jammed = True
 
     async def wait(self, session_id: str, size: int, *, timeout: float | None) -> bool:
@@ -316,7 +319,7 @@ class Room:
             waiter = waiters.popleft()
             if waiter.room.done():  # Cancelled, by a task that has not run yet.
                 continue
-            if not self._fits_share(waiter.session_id, waiter.size):
+            if not self.fits_share(waiter.session_id, waiter.size):
                 # In front: the callers in that line came later.
                 self._session_lines.setdefault(waiter.session_id, _Line()).waiters.appendleft(waiter)
                 continue
@@ -354,7 +357,7 @@ class Room:
         line.is_jammed = False
         while line.waiters:
             waiter = line.waiters[0]
-            if not waiter.room.done() and not self._fits_share(session_id, waiter.size):
+            if not waiter.room.done() and not self.fits_share(session_id, waiter.size):
                 break
             line.waiters.popleft()
             if not waiter.room.done():

@@ -105,6 +105,7 @@ class Pool:
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._closes_at = math.inf
         self._is_stopping = False
+        self._left: set[str] = set()
 
     def enqueue(self, session_id: str, delivery: Delivery, size: int, now: float) -> None:
         """Queues an admitted event of that session and size."""
@@ -127,6 +128,12 @@ class Pool:
     def is_closing(self) -> bool:
         """True from `close` on."""
         return self._closes_at < math.inf
+
+    @property
+    def is_failing(self) -> bool:
+        """True if requests fail, or none may start: a close then leaves the rest to the next process."""
+        are_failing = self._breaker.failed_sessions >= min(_FAILING_SESSIONS, self._max_concurrency)
+        return are_failing or self._breaker.starts_at > self._loop.time()
 
     def close(self, *, deadline: float) -> None:
         """Prepares for a stop at the deadline.
@@ -310,17 +317,32 @@ class Pool:
         """Parks a trip. While the pool closes, what is in the journal is deferred instead."""
         if self.is_closing and self._is_durable:
             self._sender.defer(trip)
+            self._leave_rest(trip)
             if trip.batch is None:
                 self._release(trip)
                 return
         self._let_go(trip)
         self._park(trip, until)
 
+    def _leave_rest(self, trip: Trip) -> None:
+        """Defers what waits behind a trip of which events were deferred: it must not overtake.
+
+        What is in memory alone is still tried.
+        """
+        session, now = trip.session, self._loop.time()
+        self._left.add(session.id)
+        rest = self._queue.drop_overdue(session, lambda _: True, at_most=session.items)
+        for delivery in self._settlement.defer(rest):
+            self._queue.add(session.id, delivery, now, len(delivery.wire))
+
+    def has_left(self, session_id: str) -> bool:
+        """Returns True if events of a session were left to the next process: others must not overtake."""
+        return session_id in self._left
+
     def _defer_queue(self) -> None:
         """Defers a slice of the queue, and the rest later, if requests fail while the pool closes."""
         now = self._loop.time()
-        are_failing = self._breaker.failed_sessions >= min(_FAILING_SESSIONS, self._max_concurrency)
-        if not self._is_durable or self._is_stopping or not (are_failing or self._breaker.starts_at > now):
+        if not self._is_durable or self._is_stopping or not self.is_failing:
             return
         handled = 0
         while handled < _SLICE and (taken := self._queue.take(now=math.inf)) is not None:

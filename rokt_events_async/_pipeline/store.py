@@ -43,6 +43,7 @@ class Step:
         first: The number of the first event in `wires`; the others follow.
         wires: Events to append, encoded.
         sent: By the number of an event, how many processes have sent it and not learned what became of it.
+        deferred: The numbers of events that are in no memory from now on, and must be found by their session.
         settled: The numbers of events that have their outcome.
         tally: How many events to count under which name.
     """
@@ -50,6 +51,7 @@ class Step:
     first: int = 0
     wires: list[bytes] = attrs.Factory(list)
     sent: dict[int, int] = attrs.Factory(dict)
+    deferred: list[int] = attrs.Factory(list)
     settled: list[int] = attrs.Factory(list)
     tally: dict[str, int] = attrs.Factory(dict)
 
@@ -62,11 +64,36 @@ class StoredEvent:
         number: Its number in the file.
         wire: The event as encoded.
         sent: How many processes have sent it and not learned what became of it.
+        at: When it was stored, in milliseconds since 1970.
+        is_findable: True if it is found by its session.
     """
 
     number: int
     wire: bytes
     sent: int
+    at: int
+    is_findable: bool
+
+
+@attrs.frozen
+class Query:
+    """Which events to read: the next ones of a range, in order.
+
+    Attributes:
+        after: The number in front of the range.
+        until: The last number of the range.
+        at_most: How many.
+        only_deferred: True to leave out what was never deferred.
+        session_id: Read the deferred events of this session only.
+        without: Leave out what is known to be of these sessions.
+    """
+
+    after: int
+    until: int
+    at_most: int
+    only_deferred: bool = False
+    session_id: str | None = None
+    without: tuple[str, ...] = ()
 
 
 @attrs.frozen
@@ -74,11 +101,13 @@ class Page:
     """What was read.
 
     Attributes:
-        events: The next events; empty at the end.
+        events: The next events.
+        read_to: The number up to which the range was read.
         stored: How many events the file holds.
     """
 
     events: list[StoredEvent]
+    read_to: int
     stored: int
 
 
@@ -111,8 +140,11 @@ class Store(Protocol):
     def commit(self, step: Step, done: Done[Size | StoreFailure]) -> None:
         """Writes a step."""
 
-    def load(self, after: int, at_most: int, done: Done[Page | StoreFailure]) -> None:
-        """Reads the next events behind that number, of those that it held when it was opened."""
+    def load(self, query: Query, done: Done[Page | StoreFailure]) -> None:
+        """Reads events."""
+
+    def make_findable(self, numbers: list[int], done: Done[Size | StoreFailure]) -> None:
+        """Has events found by their session from now on."""
 
     def condemn(self, number: int, why: str, done: Done[Size | StoreFailure]) -> None:
         """Puts an event that cannot be read aside."""

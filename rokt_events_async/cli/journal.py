@@ -62,6 +62,8 @@ def _as_dict(file: JournalFile) -> dict[str, Any]:
         "stored": file.stored,
         "sent": file.sent,
         "oldest": file.oldest.isoformat() if file.oldest else None,
+        "deferred": file.deferred,
+        "oldest_deferred": file.oldest_deferred.isoformat() if file.oldest_deferred else None,
         "bad": file.bad,
         "tally": file.tally,
         "problem": file.problem,
@@ -86,6 +88,10 @@ def _show(directory: Path, files: list[JournalFile]) -> None:
     console.print(table)
     stored = sum([file.stored for file in files])
     console.print(f"{stored} events in {len(files)} files in {directory}")
+    oldest_deferred = [file.oldest_deferred for file in files if file.oldest_deferred is not None]
+    if oldest_deferred:
+        oldest, count = age(min(oldest_deferred)), sum([file.deferred for file in files])
+        console.print(f"{count} of them found no room in memory, the oldest {oldest:.0f} s ago")
 
 
 def delete(directory: Path, session_id: str | None) -> int:

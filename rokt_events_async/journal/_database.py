@@ -21,14 +21,14 @@ from typing import Any, Final
 
 import orjson
 
-from rokt_events_async._pipeline.store import Step, StoredEvent
+from rokt_events_async._pipeline.store import Page, Query, Step, StoredEvent
 from rokt_events_async.journal._ownership import FileLock
 
 APPLICATION_ID: Final = 0x524F4B54
 """Says that a SQLite file is a journal: "ROKT"."""
 
-VERSION: Final = 1
-"""The version of the format, SQLite's `user_version`."""
+VERSION: Final = 2
+"""The version of the format, SQLite's `user_version`. A file of version 1 gets its `session` when opened."""
 
 MAX_SENDERS: Final = 10
 """How many processes may send an event and not learn what became of it: it may be what kills them."""
@@ -36,23 +36,38 @@ MAX_SENDERS: Final = 10
 _BALLASTS: Final = (4 * 1024**2, 1024**2, 256 * 1024, 64 * 1024)
 """The sizes of the ballast, the first that fits. The largest has room for all that the log can hold."""
 
+_STRETCH: Final = 20_000
+"""How many numbers are looked through at once."""
+
 _PAGES: Final = 2000
 _SCHEMA: Final = """
 BEGIN IMMEDIATE;
 CREATE TABLE event(
-    seq INTEGER PRIMARY KEY, wire TEXT NOT NULL, at INTEGER NOT NULL, sent INTEGER NOT NULL DEFAULT 0);
+    seq INTEGER PRIMARY KEY, wire TEXT NOT NULL, at INTEGER NOT NULL, sent INTEGER NOT NULL DEFAULT 0,
+    session TEXT);
+CREATE INDEX by_session ON event(session) WHERE session IS NOT NULL;
 CREATE TABLE tally(outcome TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE bad(seq INTEGER PRIMARY KEY, wire BLOB, why TEXT);
 PRAGMA application_id = %d;
 PRAGMA user_version = %d;
 COMMIT;
 """
+_UPGRADE: Final = """
+BEGIN IMMEDIATE;
+ALTER TABLE event ADD COLUMN session TEXT;
+CREATE INDEX by_session ON event(session) WHERE session IS NOT NULL;
+PRAGMA user_version = %d;
+COMMIT;
+"""
 _STEP: Final = """
-CREATE TEMP VIEW step AS SELECT 0 AS first, '' AS wires, 0 AS at, '' AS sent, '' AS settled, '' AS tally;
+CREATE TEMP VIEW step AS
+    SELECT 0 AS first, '' AS wires, 0 AS at, '' AS sent, '' AS deferred, '' AS settled, '' AS tally;
 CREATE TEMP TRIGGER take_step INSTEAD OF INSERT ON step BEGIN
     INSERT INTO event(seq, wire, at) SELECT NEW.first + key, value, NEW.at FROM json_each(NEW.wires);
     UPDATE event SET sent = change.value FROM json_each(NEW.sent) AS change
         WHERE event.seq = CAST(change.key AS INTEGER);
+    UPDATE event SET session = json_extract(wire, '$.sessionId')
+        WHERE seq IN (SELECT value FROM json_each(NEW.deferred));
     DELETE FROM event WHERE seq IN (SELECT value FROM json_each(NEW.settled));
     INSERT INTO tally(outcome, count) SELECT key, value FROM json_each(NEW.tally) WHERE true
         ON CONFLICT(outcome) DO UPDATE SET count = count + excluded.count;
@@ -150,12 +165,27 @@ class Database:
             connection.executescript(_SCHEMA % (APPLICATION_ID, VERSION))
         if _pragma(connection, "application_id") != APPLICATION_ID:
             raise NotAJournalError
-        if _pragma(connection, "user_version") > VERSION:
+        version = _pragma(connection, "user_version")
+        if version > VERSION:
             raise NewerVersionError
+        if version < VERSION:
+            self._upgrade(connection)
         connection.executescript(_STEP)
         self._count = _count(connection)
-        connection.execute("SELECT seq, wire, at, sent FROM event LIMIT 0")
+        connection.execute("SELECT seq, wire, at, sent, session FROM event LIMIT 0")
         self._make_ballast()
+
+    def _upgrade(self, connection: sqlite3.Connection) -> None:
+        """Brings a file of version 1 to the current format; on a full disk in the room of the ballast."""
+        try:
+            connection.executescript(_UPGRADE % VERSION)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
+                raise
+            if connection.in_transaction:
+                connection.rollback()
+            self._ballast.unlink(missing_ok=True)
+            connection.executescript(_UPGRADE % VERSION)
 
     def _make_ballast(self) -> None:
         """Keeps room on the disk: a full one makes deletions fail too."""
@@ -211,6 +241,12 @@ class Database:
         """Returns how many events were sent, and may have been accepted."""
         return int(self._connection.execute("SELECT count(*) FROM event WHERE sent > 0").fetchone()[0])
 
+    def deferred(self) -> tuple[int, datetime | None]:
+        """Returns how many of its events found no room in memory, and when the oldest was stored, in UTC."""
+        query = "SELECT count(*), min(at) FROM event INDEXED BY by_session WHERE session IS NOT NULL"
+        count, at = self._connection.execute(query).fetchone()
+        return int(count), None if at is None else datetime.fromtimestamp(at / 1000, UTC)
+
     def used_bytes(self) -> int:
         """Returns its size in bytes, without the pages that are free."""
         free = _pragma(self._connection, "freelist_count") * _pragma(self._connection, "page_size")
@@ -233,6 +269,7 @@ class Database:
             b"[%b]" % b",".join(step.wires) if step.wires else None,
             int(time.time() * 1000),
             orjson.dumps(step.sent, option=orjson.OPT_NON_STR_KEYS) if step.sent else None,
+            orjson.dumps(step.deferred) if step.deferred else None,
             orjson.dumps(step.settled) if step.settled else None,
             orjson.dumps(step.tally) if step.tally else None,
         )
@@ -243,30 +280,53 @@ class Database:
 
     def _execute_step(self, values: list[Any]) -> None:
         try:
-            self._connection.execute("INSERT INTO step VALUES (?, ?, ?, ?, ?, ?)", values)
+            self._connection.execute("INSERT INTO step VALUES (?, ?, ?, ?, ?, ?, ?)", values)
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
                 self._make_room()
             raise
 
-    def load(self, after: int, until: int, at_most: int) -> list[StoredEvent]:
-        """Returns the next events behind a number.
+    def load(self, query: Query) -> Page:
+        """Returns the next events of a range; of a long one perhaps none, and how far it was read.
 
         Events that too many processes have sent are put aside.
 
         Raises:
             sqlite3.Error: They cannot be read.
         """
-        query = "SELECT seq, wire, sent FROM event WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
-        while rows := self._connection.execute(query, (after, until, at_most)).fetchall():
-            after = rows[-1][0]
-            good = [StoredEvent(*row) for row in rows if row[2] < MAX_SENDERS]
-            for number, _, sent in rows:
-                if sent >= MAX_SENDERS:
-                    self.condemn(number, f"{sent} processes have sent it and not learned what became of it")
-            if good:
-                return good
-        return []
+        read_to = query.until if query.session_id is not None else min(query.until, query.after + _STRETCH)
+        values: tuple[Any, ...] = (query.after, read_to)
+        if query.session_id is not None:
+            source = "event INDEXED BY by_session WHERE seq > ? AND seq <= ? AND session = ?"
+            values += (query.session_id,)
+        else:
+            source = "event NOT INDEXED WHERE seq > ? AND seq <= ?"
+            if query.only_deferred:
+                source += " AND session IS NOT NULL"
+            if query.without:
+                source += " AND (session IS NULL OR session NOT IN (SELECT value FROM json_each(?)))"
+                values += (orjson.dumps(query.without).decode(),)
+        select = f"SELECT seq, wire, sent, at, session IS NOT NULL FROM {source} ORDER BY seq LIMIT ?"  # noqa: S608
+        rows = self._connection.execute(select, (*values, query.at_most)).fetchall()
+        if len(rows) == query.at_most:
+            read_to = rows[-1][0]
+        for number, _, sent, *_ in rows:
+            if sent >= MAX_SENDERS:
+                self.condemn(number, f"{sent} processes have sent it and not learned what became of it")
+        events = [
+            StoredEvent(number, wire, sent, at, bool(is_findable))
+            for number, wire, sent, at, is_findable in rows
+            if sent < MAX_SENDERS
+        ]
+        return Page(events, read_to, self.stored())
+
+    def make_findable(self, numbers: list[int]) -> None:
+        """Has events found by their session.
+
+        Raises:
+            sqlite3.Error: Nothing was done.
+        """
+        self._in_transaction((_FINDABLE, (_as_json(numbers),)))
 
     def condemn(self, number: int, why: str) -> None:
         """Puts an event aside that cannot be sent.
@@ -347,6 +407,10 @@ _OF_SESSION: Final = """
 SELECT seq, 0 FROM event WHERE json_valid(wire) AND json_extract(wire, '$.sessionId') = ?
 UNION ALL SELECT seq, 1 FROM bad WHERE json_valid(wire) AND json_extract(wire, '$.sessionId') = ?
 """
+_FINDABLE: Final = (
+    "UPDATE event SET session = json_extract(wire, '$.sessionId') "
+    "WHERE seq IN (SELECT value FROM json_each(?))"
+)
 _COUNT: Final = (
     "INSERT INTO tally(outcome, count) VALUES (?, ?) "
     "ON CONFLICT(outcome) DO UPDATE SET count = count + excluded.count"

@@ -31,7 +31,7 @@ from typing import Final, Protocol, TypeVar
 import attrs
 
 from rokt_events_async._pipeline.log import log, log_fault
-from rokt_events_async._pipeline.store import Done, Page, Size, Step, Store, StoreFailure
+from rokt_events_async._pipeline.store import Done, Page, Query, Size, Step, Store, StoreFailure
 from rokt_events_async.errors import JournalError
 from rokt_events_async.journal._database import (
     RESCUED,
@@ -100,15 +100,22 @@ class StoreFile:
 
         self._depot.submit(self.file, job, done)
 
-    def load(self, after: int, at_most: int, done: Done[Page | StoreFailure]) -> None:
+    def load(self, query: Query, done: Done[Page | StoreFailure]) -> None:
         def job(files: Files) -> Page:
             database = self._depot.database(files, self.file)
             before = database.condemned
-            events = database.load(after, self.last, at_most)
+            page = database.load(query)
             if database.condemned > before:
                 text = "%s: %d events were put aside, because too many processes have sent them"
                 log(logging.ERROR, text, self.file, database.condemned - before)
-            return Page(events, database.stored())
+            return page
+
+        self._depot.submit(self.file, job, done)
+
+    def make_findable(self, numbers: list[int], done: Done[Size | StoreFailure]) -> None:
+        def job(files: Files) -> Size:
+            self._depot.database(files, self.file).make_findable(numbers)
+            return self._depot.measure(files, self.file, appended=0)
 
         self._depot.submit(self.file, job, done)
 

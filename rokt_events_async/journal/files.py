@@ -34,6 +34,8 @@ class JournalFile:
         stored: How many events it holds.
         sent: How many of them were sent, and may have been accepted.
         oldest: When the oldest of them was stored, in UTC.
+        deferred: How many of them found no room in the memory of the process that stored them.
+        oldest_deferred: When the oldest of these was stored, in UTC.
         bad: How many events were put aside, because they cannot be sent.
         tally: How many events had which outcome.
         problem: Why it cannot be read; `None` if it can.
@@ -46,6 +48,8 @@ class JournalFile:
     stored: int = 0
     sent: int = 0
     oldest: datetime | None = None
+    deferred: int = 0
+    oldest_deferred: datetime | None = None
     bad: int = 0
     tally: dict[str, int] = attrs.Factory(dict)
     problem: str | None = None
@@ -71,11 +75,14 @@ def _look(path: Path) -> JournalFile:
     file = JournalFile(path, about.get("endpoint", "?"), about.get("tag_id", "?"), is_owned(path))
     try:
         with tempfile.TemporaryDirectory() as directory, _copy(path, Path(directory)) as database:
+            deferred, oldest_deferred = database.deferred()
             return attrs.evolve(
                 file,
                 stored=database.stored(),
                 sent=database.count_sent(),
                 oldest=database.oldest,
+                deferred=deferred,
+                oldest_deferred=oldest_deferred,
                 bad=database.count_bad(),
                 tally=database.tally(),
             )

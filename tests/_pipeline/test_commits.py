@@ -12,7 +12,7 @@ import pytest
 
 from rokt_events_async._pipeline.commits import Commits, StoredDelivery, is_settled
 from rokt_events_async._pipeline.recorder import Recorder
-from rokt_events_async._pipeline.store import Size, Step, StoreFailure
+from rokt_events_async._pipeline.store import Query, Size, Step, StoreFailure
 from tests.samples import event
 
 FAILURE = StoreFailure("file", "the disk is full")
@@ -35,8 +35,11 @@ class Store:
         self.steps.append(step)
         self._done = done
 
-    def load(self, after: int, at_most: int, done: Callable[[Any], None]) -> None:
+    def load(self, query: Query, done: Callable[[Any], None]) -> None:
         """Reads nothing."""
+
+    def make_findable(self, numbers: list[int], done: Callable[[Any], None]) -> None:
+        """Finds nothing."""
 
     def condemn(self, number: int, why: str, done: Callable[[Any], None]) -> None:
         """Puts nothing aside."""
@@ -69,7 +72,7 @@ class Journal:
         made = StoredDelivery()
         made.event, made.wire, made.generation = event(), b"x" * size, object()
         made.commits = made.waiter = made.context = None
-        made.is_stored = made.is_settling = False
+        made.is_stored = made.is_settling = made.is_deferred = False
         made.sent_before = 0
         self.commits.append(made)
         return made
@@ -95,6 +98,17 @@ async def test_a_group_holds_so_many_bytes_at_most() -> None:
         journal.append(600_000)
     assert len((await journal.start()).wires) == 1
     assert len((await journal.store.end()).wires) == 1
+
+
+async def test_the_numbers_of_a_group_follow_each_other() -> None:
+    """Although an event between them has ended before it was stored."""
+    journal = Journal()
+    first, second, third = journal.append(), journal.append(), journal.append()
+    journal.settle(second)
+    step = await journal.start()
+    assert (step.first, step.wires) == (first.number, [first.wire])
+    step = await journal.store.end()
+    assert (step.first, step.wires) == (third.number, [third.wire])
 
 
 async def test_an_event_that_ends_before_it_is_stored_is_not_stored() -> None:

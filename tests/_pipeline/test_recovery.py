@@ -45,11 +45,11 @@ async def test_events_that_cannot_be_read_are_read_later(
     await leave(sandbox, tmp_path)
     original, failures = _depot.StoreFile.load, [FAILURE, FAILURE]
 
-    def load(self: Any, after: int, at_most: int, done: Any) -> None:
+    def load(self: Any, query: Any, done: Any) -> None:
         if failures:
             asyncio.get_running_loop().call_soon(done, failures.pop())
         else:
-            original(self, after, at_most, done)
+            original(self, query, done)
 
     monkeypatch.setattr(_depot.StoreFile, "load", load)
     async with emitter_for(sandbox, journal=tmp_path) as emitter:

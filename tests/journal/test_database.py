@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rokt_events_async._pipeline.store import Step
+from rokt_events_async._pipeline.store import Page, Query, Step
 from rokt_events_async._protocol.encoding import encode
+from rokt_events_async.journal import _database
 from rokt_events_async.journal._database import (
     MAX_SENDERS,
     Database,
@@ -54,7 +55,7 @@ def append(database: Database, *wires: bytes, first: int = 1) -> None:
 
 
 def numbers(database: Database) -> list[int]:
-    return [stored.number for stored in database.load(0, 10**9, 1000)]
+    return [stored.number for stored in database.load(Query(0, 10**4, 1000)).events]
 
 
 def test_a_step_appends_marks_deletes_and_counts(database: Database) -> None:
@@ -65,7 +66,7 @@ def test_a_step_appends_marks_deletes_and_counts(database: Database) -> None:
     step.tally |= {"delivered": 1}
     database.commit(step)
 
-    found = database.load(0, 100, 100)
+    found = database.load(Query(0, 100, 100)).events
     assert [(stored.number, stored.sent) for stored in found] == [(2, 1), (3, 2), (4, 0), (5, 0)]
     assert found[0].wire == wires[1]
     assert database.tally() == {"accepted": 5, "delivered": 1}
@@ -88,15 +89,95 @@ def test_events_are_read_back_byte_for_byte(tmp_path_factory: Any, name: str, va
     made = wire(metadata={name: value, "quote": '"\\\u2028\x00'})
     with opened(tmp_path_factory.mktemp("bytes") / "one.journal") as database:
         append(database, made, made)
-        assert [stored.wire for stored in database.load(0, 9, 9)] == [made, made]
+        assert [stored.wire for stored in database.load(Query(0, 9, 9)).events] == [made, made]
 
 
 def test_pages_go_on_behind_a_number_up_to_another(database: Database) -> None:
     """In the order of the appends."""
     append(database, *[wire() for _ in range(5)])
-    assert [stored.number for stored in database.load(1, 4, 2)] == [2, 3]
-    assert [stored.number for stored in database.load(3, 4, 2)] == [4]
-    assert database.load(4, 4, 2) == []
+    page = database.load(Query(1, 4, 2))
+    assert ([stored.number for stored in page.events], page.read_to, page.stored) == ([2, 3], 3, 5)
+    page = database.load(Query(3, 4, 2))
+    assert ([stored.number for stored in page.events], page.read_to) == ([4], 4)
+    assert database.load(Query(4, 4, 2)) == Page([], 4, 5)
+
+
+def test_deferred_events_are_read_alone_by_session_and_without_sessions(database: Database) -> None:
+    """What is passed over is made findable; of a long range a stretch is read."""
+    wires = [encode(event(session, event_time=NOW)) for session in ("a", "b", "a", "c", "a")]
+    database.commit(Step(first=1, wires=wires, deferred=[2, 3, 4]))
+
+    def found(**query: Any) -> list[int]:
+        return [stored.number for stored in database.load(Query(0, 9, 9, **query)).events]
+
+    assert found(only_deferred=True) == [2, 3, 4]
+    assert found(only_deferred=True, without=("b", "c")) == [3]
+    assert found(without=("a",)) == [1, 2, 4, 5], "it is not known of what session 1 and 5 are"
+    assert found(session_id="a") == [3]
+    assert [stored.is_findable for stored in database.load(Query(0, 9, 9)).events] == [
+        False,
+        *[True] * 3,
+        False,
+    ]
+    database.make_findable([1, 5])
+    assert found(session_id="a") == [1, 3, 5]
+    assert found(without=("a",)) == [2, 4]
+    count, oldest = database.deferred()
+    assert (count, oldest) == (5, database.oldest)
+    assert database.load(Query(5, 10**6, 9)) == Page([], 20_005, 5)
+
+
+def test_a_file_of_version_1_is_brought_to_version_2(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a full disk, in the room of the ballast."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript(VERSION_1)
+    statements: list[str] = []
+    refusals = [True]
+
+    class Connection(sqlite3.Connection):
+        def executescript(self, script: str) -> sqlite3.Cursor:
+            if "ALTER" in script:
+                statements.append(script)
+                if refusals.pop():
+                    refusals.append(False)
+                    full: Any = sqlite3.OperationalError("full")
+                    full.sqlite_errorcode = sqlite3.SQLITE_FULL
+                    self.execute("BEGIN")
+                    raise full
+            return super().executescript(script)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **rest: connect(*args, factory=Connection, **rest))
+    path.with_suffix(".ballast").write_bytes(b"x" * 2**20)
+    with contextlib.closing(Database(path, fsync=False)) as database:
+        assert [stored.number for stored in database.load(Query(0, 9, 9)).events] == [1]
+        database.make_findable([1])
+        assert [one.number for one in database.load(Query(0, 9, 9, session_id="s")).events] == [1]
+    assert len(statements) == 2
+    with contextlib.closing(connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+
+
+def test_an_upgrade_that_fails_of_something_else_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is changed."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript(VERSION_1)
+    monkeypatch.setattr(_database, "_UPGRADE", "BEGIN; SELECT nothing FROM %d;")
+    with pytest.raises(NotAJournalError):
+        Database(path, fsync=False)
+
+
+VERSION_1 = """
+PRAGMA auto_vacuum = INCREMENTAL;
+PRAGMA journal_mode = WAL;
+CREATE TABLE event(
+    seq INTEGER PRIMARY KEY, wire TEXT NOT NULL, at INTEGER NOT NULL, sent INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE tally(outcome TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE bad(seq INTEGER PRIMARY KEY, wire BLOB, why TEXT);
+PRAGMA application_id = 1380928340;
+PRAGMA user_version = 1;
+INSERT INTO event VALUES (1, '{"sessionId":"s"}', 1000, 0);
+"""
 
 
 def test_a_failed_step_does_nothing(database: Database) -> None:
@@ -176,7 +257,7 @@ def test_counts_of_a_deleted_file_are_kept(database: Database) -> None:
 def test_a_newer_version_is_refused(path: Path) -> None:
     """Whatever it means."""
     with opened(path) as database:
-        database._connection.execute("PRAGMA user_version = 2")
+        database._connection.execute("PRAGMA user_version = 3")
     with pytest.raises(NewerVersionError):
         Database(path, fsync=False)
 
@@ -241,7 +322,7 @@ def test_a_damaged_file_is_put_aside_and_read_as_far_as_it_can_be(path: Path) ->
     database, aside, count = rescue(path, fsync=False)
     with contextlib.closing(database):
         assert 300 <= count < 400
-        found = database.load(0, 10**9, 1000)
+        found = database.load(Query(0, 10**4, 1000)).events
         assert [stored.number for stored in found] == sorted(stored.number for stored in found)
         assert (found[0].number, found[-1].number, found[-1].sent) == (1, 400, 1)
         assert database.stored() == count == len(found)

@@ -29,7 +29,7 @@ from rokt_events_async import (
     QueueFullError,
     RetryPolicy,
 )
-from rokt_events_async._pipeline.store import Step
+from rokt_events_async._pipeline.store import Query, Step
 from rokt_events_async.journal import choose_journal
 from rokt_events_async.journal._database import Database
 from rokt_events_async.journal._depot import FileDepot, directory_for, open_depot
@@ -336,7 +336,7 @@ async def test_a_newer_file_is_left_alone(
     await leave(tmp_path)
     (path,) = journal_files(tmp_path)
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 3")
     await leave(tmp_path)
     assert len(journal_files(tmp_path)) == 2
     assert caplog.text.count("is left alone: it was written by a newer version") == 1
@@ -580,28 +580,6 @@ async def test_a_full_journal_does_as_when_full_says(sandbox: Sandbox, tmp_path:
         await emitter.track(event())
 
 
-async def test_a_full_queue_makes_callers_wait_before_they_are_stored(tmp_path: Path) -> None:
-    """And an event that could never fit is refused."""
-    bounds: dict[str, Any] = {"max_pending": 2, "max_wait": 0.01, "when_full": "raise"}
-    async with nowhere(tmp_path, max_pending_bytes=1000, **bounds) as emitter:
-        with pytest.raises(QueueFullError, match="can never fit"):
-            await emitter.track(event(metadata={"x": "y" * 2000}))
-        await emitter.track(event("a"))
-        await emitter.track(event("b"))
-        with pytest.raises(QueueFullError, match="the queue is full"):
-            await emitter.track(event("c"))
-        with pytest.raises(QueueFullError, match="the queue is full"):
-            emitter.track_nowait(event("c"))
-    assert (await emitter.aclose()).deferred == 2
-
-
-async def test_room_that_comes_free_is_taken_by_a_caller_that_waits(sandbox: Sandbox, tmp_path: Path) -> None:
-    """Its event is then stored."""
-    async with emitter_for(sandbox, journal=tmp_path, max_pending=1, max_wait=None) as emitter:
-        deliveries = await asyncio.gather(*(emitter.track(event(f"s{n}")) for n in range(4)))
-        assert len(await asyncio.gather(*deliveries)) == 4
-
-
 async def test_on_accepted_runs_in_the_context_of_the_call(sandbox: Sandbox, tmp_path: Path) -> None:
     """Although the commit accepts the event."""
     import contextvars
@@ -723,6 +701,7 @@ async def test_files_are_listed_with_what_they_hold(sandbox: Sandbox, tmp_path: 
         await emitter.track(event())
         (file,) = list_files(tmp_path)
         assert (file.is_owned, file.stored, file.sent, file.bad, file.problem) == (True, 1, 0, 0, None)
+        assert (file.deferred, file.oldest_deferred) == (0, None)
         assert (file.endpoint, file.tag_id) == (sandbox.url, sandbox.credentials.tag_id)
         assert file.oldest is not None
         assert (datetime.now(UTC) - file.oldest).total_seconds() < 60
@@ -730,7 +709,7 @@ async def test_files_are_listed_with_what_they_hold(sandbox: Sandbox, tmp_path: 
     assert not file.is_owned
 
     with contextlib.closing(sqlite3.connect(file.path)) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 3")
     assert list_files(tmp_path)[0].problem == "written by a newer version of the library"
     file.path.write_bytes(b"no database" * 100)
     file.path.with_name("about.json").write_text("[1]")
@@ -844,7 +823,7 @@ async def test_ten_starts_in_an_outage_put_nothing_aside(tmp_path: Path) -> None
         async with nowhere(tmp_path, retry=retry, flush_interval=0) as emitter:
             await until(lambda: emitter.stats.requests)
     with contextlib.closing(Database(journal_files(tmp_path)[0], fsync=False)) as database:
-        assert [stored.sent for stored in database.load(0, 10, 10)] == [1]
+        assert [stored.sent for stored in database.load(Query(0, 10, 10)).events] == [1]
 
 
 async def test_a_rescue_that_fails_is_tried_again(

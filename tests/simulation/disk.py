@@ -10,7 +10,10 @@ from typing import Any, Protocol
 import attrs
 import orjson
 
-from rokt_events_async._pipeline.store import Page, Size, Step, StoredEvent, StoreFailure
+from rokt_events_async._pipeline.store import Page, Query, Size, Step, StoredEvent, StoreFailure
+
+STRETCH = 10
+"""How many numbers are looked through at once."""
 
 FAILED = StoreFailure("disk", "the disk is full")
 
@@ -35,6 +38,8 @@ class File:
 
     name: str
     rows: dict[int, tuple[bytes, int]] = attrs.Factory(dict)
+    findable: set[int] = attrs.Factory(set)
+    """The numbers that are found by their session."""
     tally: Counter[str] = attrs.Factory(Counter)
     owner: int | None = None
     """The life that owns it."""
@@ -49,6 +54,10 @@ class Disk:
         self.gone: Counter[str] = Counter()
         """The tallies of deleted files."""
         self.life = 0
+        self.max_rows = 10**9
+        """How many events make it full."""
+        self.appended: dict[str, tuple[str, str, int]] = {}
+        """Of each event that was ever stored: where (the file, and the life), its session and number."""
         self.siblings_until = 0.0
         """Until when other processes are alive, and own the files that are free afterwards."""
 
@@ -117,20 +126,28 @@ class FakeStore:
             result = FAILED
         else:
             self._apply(step)
-            result = Size(len(self.file.rows), 1, is_full=False)
+            result = self._size()
         owner.may_crash(f"after {what}")
         self._later(self._tell, result, done)
+
+    def _size(self) -> Size:
+        return Size(len(self.file.rows), self._disk.rows, is_full=self._disk.rows >= self._disk.max_rows)
 
     def _apply(self, step: Step) -> None:
         rows = self.file.rows
         for place, wire in enumerate(step.wires):
             assert step.first + place not in rows, "a number is used twice"
             rows[step.first + place] = wire, 0
+            fields = orjson.loads(wire)
+            where = f"{self.file.name}, life {self._life}", fields["sessionId"], step.first + place
+            self._disk.appended[fields["parentGuid"]] = where
         for number, sent in step.sent.items():
             if number in rows:
                 rows[number] = rows[number][0], sent
+        self.file.findable.update(step.deferred)
         for number in step.settled:
             del rows[number]
+            self.file.findable.discard(number)
         self.file.tally.update(step.tally)
 
     def _tell(self, result: Any, done: Callable[[Any], None]) -> None:
@@ -139,17 +156,45 @@ class FakeStore:
             done(result)
             self._disk.owner.may_crash("after telling")
 
-    def load(self, after: int, at_most: int, done: Callable[[Any], None]) -> None:
-        found = [
-            StoredEvent(number, wire, sent)
-            for number, (wire, sent) in sorted(self.file.rows.items())
-            if after < number <= self.last
-        ]
-        self._later(self._answer, found[:at_most], done)
+    def load(self, query: Query, done: Callable[[Any], None]) -> None:
+        self._later(self._read, query, done)
 
-    def _answer(self, found: list[StoredEvent], done: Callable[[Any], None]) -> None:
+    def _read(self, query: Query, done: Callable[[Any], None]) -> None:
+        if self._life != self._disk.life:
+            return
+        read_to = query.until if query.session_id is not None else min(query.until, query.after + STRETCH)
+        found = [
+            StoredEvent(number, wire, sent, 1000, number in self.file.findable)
+            for number, (wire, sent) in sorted(self.file.rows.items())
+            if query.after < number <= read_to and self._is_asked_for(query, number, wire)
+        ][: query.at_most]
+        if len(found) == query.at_most:
+            read_to = found[-1].number
+        self._later(self._answer, found, read_to, done)
+
+    def _is_asked_for(self, query: Query, number: int, wire: bytes) -> bool:
+        session_id = orjson.loads(wire)["sessionId"] if number in self.file.findable else None
+        if query.session_id is not None:
+            return bool(session_id == query.session_id)
+        return session_id not in query.without and (session_id is not None or not query.only_deferred)
+
+    def _answer(self, found: list[StoredEvent], read_to: int, done: Callable[[Any], None]) -> None:
         if self._life == self._disk.life:
-            done(Page(found, len(self.file.rows)))
+            self._disk.owner.may_crash("before a page is taken")
+            done(Page(found, read_to, len(self.file.rows)))
+            self._disk.owner.may_crash("after a page was taken")
+
+    def make_findable(self, numbers: list[int], done: Callable[[Any], None]) -> None:
+        self._later(self._make_findable, numbers, done)
+
+    def _make_findable(self, numbers: list[int], done: Callable[[Any], None]) -> None:
+        if self._life != self._disk.life:
+            return
+        if self._disk.owner.disk_fails(appends=False):
+            done(FAILED)
+            return
+        self.file.findable.update(numbers)
+        done(self._size())
 
     def condemn(self, number: int, why: str, done: Callable[[Any], None]) -> None:
         raise AssertionError(f"event {number} cannot be read: {why}")
@@ -163,7 +208,6 @@ class FakeDepot:
     """
 
     directory = "disk"
-    size = Size(0, 0, is_full=False)
 
     def __init__(self, disk: Disk, *, takes_new: bool) -> None:
         self._disk = disk
@@ -173,6 +217,7 @@ class FakeDepot:
             free = [File(f"file {len(disk.files)}, life {disk.life}")]
             disk.files += free
         self.own = FakeStore(disk, free[0])
+        self.size = self.own._size()
 
     def adopt(self, done: Callable[[Any], None]) -> None:
         life = self._disk.life

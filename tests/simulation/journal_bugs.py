@@ -167,8 +167,8 @@ def _() -> Any:
 def _() -> Any:
     original = Recovery._bring_back
 
-    def bring_back(self: Recovery, stored: Any) -> bool:
-        original(self, stored)
+    def bring_back(self: Recovery, asked: Any, stored: Any, event: Any) -> bool:
+        original(self, asked, stored, event)
         return True
 
     return replace(Recovery, "_bring_back", bring_back)
@@ -176,14 +176,12 @@ def _() -> Any:
 
 @bug("a file is done with while its last events are in memory")
 def _() -> Any:
-    def go_on(self: Recovery) -> None:
-        if not self._is_stopped and not self._is_asking and self._file is not None and self._is_read:
-            self._finish(self._file)
-            return
-        original(self)
+    def go_on_with(self: Recovery, earlier: Any) -> bool:
+        earlier.stuck = 10**9
+        return original(self, earlier)
 
-    original = Recovery.go_on
-    return replace(Recovery, "go_on", go_on)
+    original = Recovery._go_on_with
+    return replace(Recovery, "_go_on_with", go_on_with)
 
 
 @bug("files of other processes are not adopted")

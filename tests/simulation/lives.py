@@ -6,7 +6,9 @@ One clock, one server and one disk go through all lives. What is held against th
 12. What `await track()` has accepted is on disk; it is never lost, and told of at most once. A request leaves
     once its mark is written, and an outcome is told once its event is deleted. What the server has accepted
     twice is flagged, in the receipt or in the tally, and nothing is flagged without a reason. Nothing ends
-    because the emitter closes, or because Rokt refuses the credentials.
+    because the emitter closes, or because Rokt refuses the credentials. What is on disk alone is overtaken by
+    no younger event of its session, and holds up no other session; `flush()` and a close wait for it. At most
+    half of memory is for it. What is stored is bounded.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ from rokt_events_async import (
 )
 from rokt_events_async._pipeline import breaker
 from rokt_events_async._pipeline.commits import StoredDelivery
+from rokt_events_async._pipeline.intake import DurableIntake
+from rokt_events_async._pipeline.ledger import Ledger
 from rokt_events_async._pipeline.transport import HttpTransport
 from rokt_events_async.outcomes import Cause
 from tests.samples import CREDENTIALS
@@ -65,6 +69,8 @@ PLANS = (
 CRASHES = (
     *(f"{when} {what}" for what in ("append", "mark", "settle") for when in ("before", "after")),
     "after telling",
+    "before a page is taken",
+    "after a page was taken",
     "before the server",
     "after the server",
     "at a turn",
@@ -97,7 +103,10 @@ class Lives:
         self.in_memory: set[str] = set()
         """Events that need not be on disk: accepted without waiting for it, or while it failed."""
         self.outcomes: dict[str, Receipt | DeliveryError] = {}
-        self.deferred: Counter[str] = Counter()
+        self.deferred = 0
+        self.returned = 0
+        self.alone: dict[str, set[str]] = {}
+        """The events of this life that are on disk alone, by their session."""
         self.left_sent: set[str] = set()
         """Events that were marked on disk when a life ended."""
         self.arriving: set[str] = set()
@@ -122,12 +131,16 @@ class Lives:
             "max_batch_size": luck.choice([1, 3, 25]),
             "max_concurrency": luck.choice([1, 3, 16]),
             "max_pending": luck.choice([4, 20, 1000]),
+            "max_session_share": luck.choice([0.25, 1.0]),
             "max_wait": luck.choice([0.25, None]),
             "when_full": "raise",
             "request_timeout": luck.choice([0.7, 3.0]),
             "close_timeout": luck.choice([0.5, 4.0]),
             "retry": RetryPolicy(retry_unconfirmed=self.retries),
         }
+        self.stuck = "s1" if luck.random() < 0.25 else None
+        """A session whose requests always fail."""
+        self.disk.max_rows = luck.choice([8, 10**9, 10**9, 10**9])
         self.is_calm = False
         self.crash_at = ""
         self._crash_in = 0
@@ -159,6 +172,8 @@ class Lives:
     def draw_plan(self, session: str, *, is_closed: bool) -> str:
         if is_closed:
             return "at a closed connection"
+        if session == self.stuck and not self.is_calm:
+            return "refused"
         if not self.is_calm and self.luck.random() < self.share:
             return self.luck.choice(self.plans)
         return "well"
@@ -248,14 +263,38 @@ class Lives:
         with (
             warnings.catch_warnings(),
             mock.patch("aiohttp.connector.monotonic", self.loop.time),
+            mock.patch.object(DurableIntake, "_defer", self._watched_defer(DurableIntake._defer)),
+            mock.patch.object(Ledger, "bring_back", self._watched_return(Ledger.bring_back)),
             mock.patch.object(breaker, "MIN_FAILURES", self.luck.choice([2, 16])),
             mock.patch("aiohttp.connector.aiohappyeyeballs.start_connection", self._start_connection),
         ):
             warnings.simplefilter("ignore")
             yield
 
+    def _watched_defer(self, original: Any) -> Any:
+        def defer(intake: Any, delivery: Any) -> None:
+            event, room = delivery.event, intake._room
+            session, size = event.session_id, len(delivery.wire)
+            has_room = room._fits(size) and room.fits_share(session, size)
+            self.reached["deferred: behind others" if has_room else "deferred: no room"] += 1
+            if has_room and not self.alone.get(session) and not self.disk_share:
+                self.violated(f"12: {event.parent_guid} is deferred, though there is room for it")
+            self.alone.setdefault(session, set()).add(event.parent_guid)
+            original(intake, delivery)
+
+        return defer
+
+    def _watched_return(self, original: Any) -> Any:
+        def bring_back(ledger: Any, delivery: Any, now: float) -> None:
+            self.reached["brought back"] += 1
+            self.alone[delivery.event.session_id].discard(delivery.event.parent_guid)
+            original(ledger, delivery, now)
+
+        return bring_back
+
     def _live(self) -> None:
-        self.deferred.clear()
+        self.deferred = self.returned = 0
+        self.alone.clear()
         self._began = self.now()
         self.crash_at = self.luck.choice([*CRASHES, "never"])
         self.disk.siblings_until = self.now() + self.luck.choice([0.0, 0.0, 3.0])
@@ -321,11 +360,33 @@ class Lives:
         await asyncio.wait(callers, timeout=None if self.is_calm else 30.0)
         if self.is_calm:
             await self._settle_all(emitter)
-        elif not self.share and not await emitter.flush(timeout=600.0):  # The disk may fail, now and then.
-            self.violated(f"12: the server is well, and events have no outcome: {emitter.stats}")
+            await self._end(emitter, callers)
+            return
+        accepted = [event_id for event_id, life in self.accepted.items() if life == self.disk.life]
+        if self.stuck is not None and not self.share:
+            # One session may not fill the room.
+            is_bounded = self.settings["max_pending"] > 4 and self.settings["max_session_share"] < 1
+            if not is_bounded or self.settings["max_batch_size"] > 3:
+                accepted = []
+            await asyncio.sleep(60.0)
+            self._check_outcomes(accepted, self.stuck)
+        elif not self.share and self.luck.random() < 0.7:
+            if not await emitter.flush(timeout=600.0):  # The disk may fail, now and then.
+                self.violated(f"12: the server is well, and events have no outcome: {emitter.stats}")
+            self._check_outcomes(accepted, None)
+        await self._end(emitter, callers)
+
+    async def _end(self, emitter: Emitter, callers: list[asyncio.Task[None]]) -> None:
         await self._close(emitter)
         for caller in callers:  # Those that waited for room were woken by the close.
             await caller
+
+    def _check_outcomes(self, accepted: list[str], stuck: str | None) -> None:
+        """What this life has accepted has its outcome, but for a session whose requests fail."""
+        for event_id in accepted:
+            is_stuck = event_id in self.disk.appended and self.disk.appended[event_id][1] == stuck
+            if event_id not in self.outcomes and not is_stuck and not self.disk_share:
+                self.violated(f"12: the server is well, and {event_id} has no outcome")
 
     async def _settle_all(self, emitter: Emitter) -> None:
         """The server is well, and the disk too: everything ends."""
@@ -360,8 +421,12 @@ class Lives:
             limit = min(limit, self.settings["request_timeout"] + 0.5)
         if took > limit + 2.0 + 4 * max(self.delays):
             self.violated(f"12: the close took {took} s of {limit}")
-        if report.deferred != sum(self.deferred.values()):
-            self.violated(f"12: {report.deferred} events are deferred, {self.deferred.total()} were told")
+        if report.deferred != self.deferred - self.returned:
+            told = f"{self.deferred} were told, and {self.returned} came back"
+            self.violated(f"12: {report.deferred} events are deferred, {told}")
+        is_quick = max(self.delays) <= 0.01 and self.latency <= 0.001 and limit >= 4.0
+        if report.deferred and is_quick and not (self.share or self.stuck or self.disk_share):
+            self.violated(f"12: {report.deferred} events are left, though the server is well")
         await asyncio.sleep(1.0)
 
     async def _call(self, emitter: Emitter) -> None:
@@ -403,6 +468,8 @@ class Lives:
         if delivery.commits is None:  # The disk failed, and it was accepted all the same.
             self.in_memory.add(event_id)
             return
+        if self.disk.rows > self.disk.max_rows + 10:  # Four callers, and what did not wait.
+            self.violated(f"12: {self.disk.rows} events are stored, {self.disk.max_rows} at most")
         self.note(f"accepted {event_id}")
         self.accepted[event_id] = self.disk.life
 
@@ -415,8 +482,14 @@ class Lives:
         ends = stats.delivered + stats.rejected + stats.expired + stats.failed + stats.unconfirmed
         if stats.accepted + stats.journal.recovered != ends + stats.journal.deferred + stats.pending:
             self.violated(f"12: the account does not add up: {stats}")
-        if stats.pending > self.settings["max_pending"]:
+        bound = self.settings["max_pending"]
+        if stats.pending > bound:
             self.violated(f"12: {stats.pending} events are in memory")
+        assert emitter._engine is not None
+        if emitter._engine.ledger.brought_back > max(1, bound // 2):
+            self.violated(
+                f"12: {emitter._engine.ledger.brought_back} of {bound} events in memory are brought back"
+            )
 
     def told(self, event_id: str, outcome: Receipt | DeliveryError) -> None:
         """An observer was told an outcome."""
@@ -445,6 +518,7 @@ class Lives:
                 by_id.setdefault(event_id, []).append(exchange)
         for event_id, outcome in self.outcomes.items():
             self._check_outcome(event_id, outcome, by_id.get(event_id, []))
+        self._check_order(by_id)
         tally = self.disk.tally()
         untold = [event_id for event_id in self.accepted if event_id not in self.outcomes]
         lost = [event_id for event_id in untold if not _accepted(by_id, event_id)]
@@ -466,6 +540,19 @@ class Lives:
         ends = sum(tally[name] for name in (*names, "delivered"))
         if tally["accepted"] != ends:
             self.violated(f"12: the tally does not add up: {tally}")
+
+    def _check_order(self, by_id: dict[str, list[Exchange]]) -> None:
+        """No event is sent for the first time after a younger one of its session and file."""
+        first = {exchange: place for place, exchange in reversed([*enumerate(map(id, self.record))])}
+        latest: dict[tuple[str, str], tuple[int, str]] = {}
+        for event_id, (file, session, _) in sorted(self.disk.appended.items(), key=lambda item: item[1]):
+            if event_id not in by_id:
+                continue
+            sent_at = first[id(by_id[event_id][0])]
+            before = latest.get((file, session), (-1, ""))
+            if sent_at < before[0] and event_id not in self.in_memory:
+                self.violated(f"12: {event_id} has overtaken {before[1]} of {session}")
+            latest[file, session] = max(before, (sent_at, event_id))
 
     def _check_outcome(
         self, event_id: str, outcome: Receipt | DeliveryError, exchanges: list[Exchange]
@@ -546,7 +633,10 @@ class _Witness(Observer):
 
     def on_deferred(self, delivery: Delivery) -> None:
         assert isinstance(delivery.exception(), DeliveryDeferredError)
-        self._lives.deferred[delivery.event.parent_guid] += 1
+        self._lives.deferred += 1
+
+    def on_returned(self, count: int, left: int, oldest: datetime | None) -> None:
+        self._lives.returned += count
 
 
 class _Faults(logging.Handler):
