@@ -138,6 +138,14 @@ class _Window:
     suppressed: int = 0
 
 
+@attrs.define
+class _Returns:
+    """How many deferred events have come back since `begun`."""
+
+    begun: float
+    count: int = 0
+
+
 class LoggingObserver(Observer):
     """Logs undelivered events, one record each and a bounded number of them, and outages.
 
@@ -149,6 +157,8 @@ class LoggingObserver(Observer):
     Refused credentials are logged when that begins, with Rokt's reason, and when it ends; their events have
     no records of their own. A close that leaves events undelivered, or deferred, says so once. Journal files
     of earlier processes are logged when they are adopted, a failing journal when it can be written again.
+    When memory has no room and events are deferred, that is logged once, and then, at most once per `per`
+    seconds, how many come back per second and how many are left.
 
     An outage is logged when it begins, then once per `per` seconds (since when, how many events of how many
     sessions wait, the last answer), and when it ends (how long it took, and how many events were given up).
@@ -183,6 +193,7 @@ class LoggingObserver(Observer):
         self._windows: dict[Outcome, _Window] = {}
         self._quiet_until = -math.inf
         self._outage: Health | None = None
+        self._returns = _Returns(-math.inf)
 
     def on_recovered(self, count: int, oldest: datetime) -> None:
         age = _age((datetime.now(UTC) - oldest).total_seconds())
@@ -192,6 +203,14 @@ class LoggingObserver(Observer):
     def on_health(self, before: Health, after: Health) -> None:
         if "journal_failed" in before.problems and "journal_failed" not in after.problems:
             self._logger.log(self._level, "the journal can be written again")
+        if "deferring" in after.problems and "deferring" not in before.problems:
+            self._returns = _Returns(-math.inf)
+            text = (
+                "memory has room for no more events, %s pending: further ones are in the journal until it has"
+            )
+            self._logger.log(self._level, text, _count(after.pending, "event"))
+        elif "deferring" in before.problems and "deferring" not in after.problems:
+            self._tell_of_returns(after.deferred, None, now=self._clock())
         if before.state != after.state and "credentials_refused" in (before.state, after.state):
             self._tell_of_credentials(before, after)
         if after.state == "outage":
@@ -200,6 +219,28 @@ class LoggingObserver(Observer):
         elif before.state == "outage" and self._outage is not None:
             began, self._outage = self._outage, None
             self._tell_end(began, after)
+
+    def on_returned(self, count: int, left: int, oldest: datetime | None) -> None:
+        now = self._clock()
+        if not self._returns.count:
+            self._returns = _Returns(now)
+        self._returns.count += count
+        if now >= self._returns.begun + self._per and oldest is not None:
+            self._tell_of_returns(left, oldest, now=now)
+
+    def _tell_of_returns(self, left: int, oldest: datetime | None, *, now: float) -> None:
+        """Logs how fast deferred events come back, and how many are left."""
+        count, self._returns.count = self._returns.count, 0
+        if not count:
+            return
+        rest = f"{_count(left, 'event')} left" if left else "none is left"
+        if oldest is not None:
+            rest += f", the oldest {_age((datetime.now(UTC) - oldest).total_seconds())} old"
+        seconds = max(now - self._returns.begun, 0.001)
+        text = "%s came back from the journal in %.0f s, %.0f per second: %s"
+        fields = {"rokt_returned": count, "rokt_deferred": left}
+        values = _count(count, "deferred event"), seconds, count / seconds, rest
+        self._logger.log(self._level, text, *values, extra=fields)
 
     def on_retry(self, retry: RetryReport) -> None:
         now = self._clock()

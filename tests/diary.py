@@ -43,6 +43,9 @@ class Diary(Observer):
     def on_deferred(self, delivery: Delivery) -> None:
         self.told.append(("deferred", delivery))
 
+    def on_returned(self, count: int, left: int, oldest: datetime | None) -> None:
+        self.told.append(("returned", (count, left, oldest)))
+
     def on_recovered(self, count: int, oldest: datetime) -> None:
         self.told.append(("recovered", (count, oldest)))
 

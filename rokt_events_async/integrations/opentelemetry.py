@@ -13,6 +13,11 @@
 | `rokt.client.breaker.open` | up-down counter, `{emitter}` | emitters whose breaker is open |
 | `rokt.client.outage` | up-down counter, `{emitter}` | emitters in an outage |
 | `rokt.client.oldest_pending.age` | gauge, `s` | how long the oldest of them has been pending |
+| `rokt.client.journal.deferred` | counter, `{event}` | events on disk alone, until there is room |
+| `rokt.client.journal.deferred.age` | gauge, `s` | how long the oldest of them has been stored |
+| `rokt.client.journal.recovered` | counter, `{event}` | events of earlier processes, found in adopted files |
+| `rokt.client.journal.backlog` | up-down counter, `{event}` | those and the deferred ones, until they end |
+| `rokt.client.journal.failing` | up-down counter, `{emitter}` | emitters whose journal fails |
 
 All have the attributes `messaging.*`; the first two also `server.address` and `server.port`. `error.type`
 is absent if nothing went wrong. For a request it is the HTTP status or `no_answer`; for an event it is the
@@ -26,7 +31,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 import attrs
@@ -130,7 +135,7 @@ class OpenTelemetryObserver(Observer):
         self._deferred = meter.create_counter(
             "rokt.client.journal.deferred",
             unit="{event}",
-            description="Events that stay in the journal for the next process.",
+            description="Events that are in the journal alone, until there is room or a next process.",
         )
         self._recovered = meter.create_counter(
             "rokt.client.journal.recovered",
@@ -144,8 +149,15 @@ class OpenTelemetryObserver(Observer):
             "rokt.client.journal.backlog",
             [self._observe_backlog],
             unit="{event}",
-            description="Events of earlier processes that have no outcome yet.",
+            description="Events of earlier processes, and deferred ones, that have no outcome yet.",
         )
+        meter.create_observable_gauge(
+            "rokt.client.journal.deferred.age",
+            [self._observe_deferred],
+            unit="s",
+            description="For how long the oldest event has been stored that waits for room in memory.",
+        )
+        self._oldest_deferred: datetime | None = None
         self._backlog = 0
         self._pending: dict[Delivery, _Tracked] = {}  # In the order of acceptance.
         self._error_types: set[str] = set()
@@ -179,8 +191,14 @@ class OpenTelemetryObserver(Observer):
         self._backlog += count
 
     def on_deferred(self, delivery: Delivery) -> None:
-        self._leave(delivery)
+        if self._pending.pop(delivery, None) is not None:
+            self._backlog += 1
+        if self._oldest_deferred is None:
+            self._oldest_deferred = datetime.now(UTC)
         self._deferred.add(1, _OPERATION)
+
+    def on_returned(self, count: int, left: int, oldest: datetime | None) -> None:
+        self._oldest_deferred = oldest
 
     def _leave(self, delivery: Delivery) -> None:
         """Forgets an event that is pending no more, of this process or of an earlier one."""
@@ -257,6 +275,11 @@ class OpenTelemetryObserver(Observer):
 
     def _observe_backlog(self, _options: CallbackOptions) -> Iterable[Observation]:
         yield Observation(self._backlog, _OPERATION)
+
+    def _observe_deferred(self, _options: CallbackOptions) -> Iterable[Observation]:
+        oldest = self._oldest_deferred
+        age = 0.0 if oldest is None else (datetime.now(UTC) - oldest).total_seconds()
+        yield Observation(max(0.0, age), _OPERATION)
 
     def _observe_oldest(self, _options: CallbackOptions) -> Iterable[Observation]:
         yield Observation(self._oldest_age(now=time.monotonic()), _OPERATION)

@@ -135,6 +135,7 @@ async def test_names_units_and_attributes(sandbox: Sandbox, backend: Backend) ->
         "rokt.client.breaker.open": "{emitter}",
         "rokt.client.outage": "{emitter}",
         "rokt.client.journal.backlog": "{event}",
+        "rokt.client.journal.deferred.age": "s",
         "rokt.client.journal.failing": "{emitter}",
         "rokt.client.oldest_pending.age": "s",
     }
@@ -147,6 +148,7 @@ async def test_names_units_and_attributes(sandbox: Sandbox, backend: Backend) ->
         "rokt.client.breaker.open": "Sum",
         "rokt.client.outage": "Sum",
         "rokt.client.journal.backlog": "Sum",
+        "rokt.client.journal.deferred.age": "Gauge",
         "rokt.client.journal.failing": "Sum",
         "rokt.client.oldest_pending.age": "Gauge",
     }
@@ -317,9 +319,14 @@ async def test_a_journal_is_told_of(backend: Backend) -> None:
     backend.observer.on_accepted(accepted)
     backend.observer.on_delivered(recovered, Receipt(recovered.event, 1, maybe_duplicate=False))
     backend.observer.on_deferred(accepted)
-    assert [point.value for point in backend.points("rokt.client.journal.backlog")] == [2]
+    assert [point.value for point in backend.points("rokt.client.journal.backlog")] == [3]
+    assert [point.value > 0 for point in backend.points("rokt.client.journal.deferred.age")] == [True]
+    backend.observer.on_deferred(recovered)
+    backend.observer.on_returned(1, 0, None)
+    assert [point.value for point in backend.points("rokt.client.journal.backlog")] == [3]
+    assert [point.value for point in backend.points("rokt.client.journal.deferred.age")] == [0.0]
     assert [point.value for point in backend.points("rokt.client.journal.recovered")] == [3]
-    assert [point.value for point in backend.points("rokt.client.journal.deferred")] == [1]
+    assert [point.value for point in backend.points("rokt.client.journal.deferred")] == [2]
     assert [point.value for point in backend.points("rokt.client.pending")] == [0]
 
     well, failing = Health(state="ok"), Health(state="ok", problems=("journal_failed",))

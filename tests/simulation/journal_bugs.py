@@ -7,6 +7,7 @@ from typing import Any
 
 from rokt_events_async import Delivery, DeliveryFailedError
 from rokt_events_async._pipeline import trips
+from rokt_events_async._pipeline.backlog import Backlog
 from rokt_events_async._pipeline.commits import Commits, StoredDelivery, is_settled
 from rokt_events_async._pipeline.intake import DurableIntake
 from rokt_events_async._pipeline.keyring import Episode
@@ -14,6 +15,7 @@ from rokt_events_async._pipeline.recorder import Recorder
 from rokt_events_async._pipeline.recovery import Recovery
 from rokt_events_async._pipeline.sender import Sender
 from rokt_events_async._pipeline.settlement import Settlement
+from rokt_events_async._pipeline.store import Page
 from rokt_events_async._pipeline.trips import Batch
 from rokt_events_async.outcomes import Cause
 from tests.simulation.bugs import Bug, replace, together
@@ -253,3 +255,133 @@ def _() -> Any:
             ),
         ),
     )
+
+
+# The journal as overflow queue.
+
+
+@bug("a new event overtakes deferred ones of its session")
+def _() -> Any:
+    return replace(Recovery, "is_behind", lambda self, session_id: False)
+
+
+@bug("whatever is deferred, all sessions queue behind it")
+def _() -> Any:
+    return replace(Recovery, "is_behind", lambda self, session_id: not self._backlogs.own.is_empty)
+
+
+@bug("a session at its share stops what is behind it")
+def _() -> Any:
+    def take_page(self: Recovery, asked: Any, page: Any) -> list[int]:
+        for place, stored in enumerate(page.events):
+            event = self._decode(asked, stored)
+            assert event is not None
+            if not self._room.fits_share(event.session_id, len(stored.wire), part=2):
+                self._wait(0.5)
+                read_to = stored.number - 1
+                return original(self, asked, Page(page.events[:place], read_to, page.stored))
+        return original(self, asked, page)
+
+    original = Recovery._take_page
+    return replace(Recovery, "_take_page", take_page)
+
+
+@bug("a session that was passed over is never come back to")
+def _() -> Any:
+    return replace(Backlog, "on_released", lambda self, session_id: None)
+
+
+@bug("a session that was passed over is done with after one page")
+def _() -> Any:
+    def take_session(self: Recovery, asked: Any, session_id: str, page: Any) -> None:
+        original(self, asked, session_id, page)
+        asked.backlog._passed.pop(session_id, None)
+        asked.backlog._ready.pop(session_id, None)
+
+    original = Recovery._take_session
+    return replace(Recovery, "_take_session", take_session)
+
+
+@bug("what is passed over in an earlier process's file is not made findable")
+def _() -> Any:
+    return replace(Recovery, "_make_findable", lambda self, commits, numbers: None)
+
+
+@bug("a page that does not fit counts as read")
+def _() -> Any:
+    original = Backlog.read
+
+    def read(self: Backlog, number: int, *, at: int | None = None) -> None:
+        original(self, max(number, min(self.until, number + 1)), at=at)
+
+    return replace(Backlog, "read", read)
+
+
+@bug("the loader reads up to what is not written yet")
+def _() -> Any:
+    original = Recovery._ask
+
+    def ask(self: Recovery, commits: Commits, backlog: Backlog, *, only_deferred: bool) -> bool:
+        written, commits.written = commits.written, 10**9
+        try:
+            return original(self, commits, backlog, only_deferred=only_deferred)
+        finally:
+            commits.written = written
+
+    return replace(Recovery, "_ask", ask)
+
+
+@bug("what comes back is counted twice")
+def _() -> Any:
+    from rokt_events_async._pipeline.ledger import Ledger
+
+    return replace(Ledger, "bring_back", lambda self, delivery, now: self.admit(delivery, now))
+
+
+@bug("all of memory is for what comes back")
+def _() -> Any:
+    original = Recovery.__init__
+
+    def init(self: Any, **parts: Any) -> None:
+        original(self, **parts)
+        self._limit = self._limit * 4
+
+    return replace(Recovery, "__init__", init)
+
+
+@bug("a flush does not wait for what is deferred")
+def _() -> Any:
+    async def brought_back(self: Recovery, until: int) -> None:
+        return
+
+    return replace(Recovery, "brought_back", brought_back)
+
+
+@bug("a close leaves what is deferred, though requests succeed")
+def _() -> Any:
+    return replace(Recovery, "close", Recovery.stop)
+
+
+@bug("the journal takes more than its bound")
+def _() -> Any:
+    original = Recorder._on_commit
+
+    def on_commit(self: Recorder, result: Any) -> None:
+        original(self, result)
+        self.is_full = False
+
+    return replace(Recorder, "_on_commit", on_commit)
+
+
+@bug("what waits behind a deferred batch is sent at a close")
+def _() -> Any:
+    from rokt_events_async._pipeline.scheduler import Pool
+
+    return replace(Pool, "_leave_rest", lambda self, trip: None)
+
+
+@bug("what comes back at a close overtakes what was left")
+def _() -> Any:
+    from rokt_events_async._pipeline.scheduler import Pool
+
+    return replace(Pool, "has_left", lambda self, session_id: False)

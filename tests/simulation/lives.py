@@ -140,6 +140,13 @@ class Lives:
         }
         self.stuck = "s1" if luck.random() < 0.25 else None
         """A session whose requests always fail."""
+        self.outage = 0.0
+        """For so many seconds of a life all requests fail, before only those of that session do."""
+        if self.stuck is not None and luck.random() < 0.6:  # It alone, and it has more than its share.
+            self.share = 0.0
+            bounds = {"max_pending": 20, "max_session_share": 0.25, "max_batch_size": luck.choice([1, 3])}
+            self.settings |= bounds
+            self.outage = luck.choice([0.0, 5.0, 20.0])
         self.disk.max_rows = luck.choice([8, 10**9, 10**9, 10**9])
         self.is_calm = False
         self.crash_at = ""
@@ -172,7 +179,7 @@ class Lives:
     def draw_plan(self, session: str, *, is_closed: bool) -> str:
         if is_closed:
             return "at a closed connection"
-        if session == self.stuck and not self.is_calm:
+        if not self.is_calm and (session == self.stuck or self.now() < self._began + self.outage):
             return "refused"
         if not self.is_calm and self.luck.random() < self.share:
             return self.luck.choice(self.plans)
@@ -366,10 +373,13 @@ class Lives:
         if self.stuck is not None and not self.share:
             # One session may not fill the room.
             is_bounded = self.settings["max_pending"] > 4 and self.settings["max_session_share"] < 1
-            if not is_bounded or self.settings["max_batch_size"] > 3:
-                accepted = []
-            await asyncio.sleep(60.0)
-            self._check_outcomes(accepted, self.stuck)
+            before = [] if self.disk_share else [*self.disk.appended]
+            await asyncio.sleep(120.0)
+            if is_bounded and self.settings["max_batch_size"] <= 3:
+                self._check_outcomes(accepted, self.stuck)
+                held_up = [one for one in before if self._is_held_up(one)]
+                if held_up:
+                    self.violated(f"12: {held_up[0]} is on disk, behind those of a session that fails")
         elif not self.share and self.luck.random() < 0.7:
             if not await emitter.flush(timeout=600.0):  # The disk may fail, now and then.
                 self.violated(f"12: the server is well, and events have no outcome: {emitter.stats}")
@@ -380,6 +390,9 @@ class Lives:
         await self._close(emitter)
         for caller in callers:  # Those that waited for room were woken by the close.
             await caller
+
+    def _is_held_up(self, event_id: str) -> bool:
+        return self.disk.appended[event_id][1] != self.stuck and self.disk.sent_of(event_id) is not None
 
     def _check_outcomes(self, accepted: list[str], stuck: str | None) -> None:
         """What this life has accepted has its outcome, but for a session whose requests fail."""
@@ -430,13 +443,14 @@ class Lives:
         await asyncio.sleep(1.0)
 
     async def _call(self, emitter: Emitter) -> None:
-        for _ in range(self.luck.randint(1, 12)):
+        for _ in range(self.luck.randint(1, 30 if self.outage else 12)):
             await asyncio.sleep(self.luck.choice([0.0, 0.0, 0.01, 0.5, 3.0]))
             self._numbers += 1
             event_id = f"e{self._numbers}"
-            event = PartnerEvent.viewed(
-                session_id=f"s{self.luck.randint(1, 5)}", parent_guid=event_id, client_unique_id="c"
-            )
+            session = f"s{self.luck.randint(1, 5)}"
+            if self.stuck is not None and self.luck.random() < 0.5:
+                session = self.stuck
+            event = PartnerEvent.viewed(session_id=session, parent_guid=event_id, client_unique_id="c")
             try:
                 await self._track(emitter, event)
             except JournalError as error:

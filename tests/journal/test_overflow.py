@@ -1,0 +1,338 @@
+"""The journal as overflow queue: what finds no room in memory is on disk alone, and comes back in order."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from rokt_events_async import (
+    DeliveryDeferredError,
+    DeliveryFailedError,
+    DeliveryUnconfirmedError,
+    Emitter,
+    Journal,
+    JournalError,
+    QueueFullError,
+    RetryPolicy,
+)
+from rokt_events_async._pipeline import recovery
+from rokt_events_async._pipeline.store import StoreFailure
+from rokt_events_async.journal import _depot
+from rokt_events_async.journal._database import Database
+from rokt_events_async.journal.files import list_files
+from rokt_events_async.sandbox import Sandbox
+from tests.diary import Diary
+from tests.samples import emitter_for, event
+
+pytestmark = pytest.mark.every_loop
+
+FAILURE = StoreFailure("file", "Input/output error")
+QUICK = RetryPolicy(wait=(0.01, 0.02), max_backoff=0.05)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks again soon."""
+    monkeypatch.setattr(recovery, "LOOK_AGAIN", (0.05, 0.1))
+    monkeypatch.setattr(recovery, "_NO_ROOM", 0.02)
+    monkeypatch.setattr(recovery, "_WRITE_AGAIN", 0.02)
+
+
+class Rokt(Sandbox):
+    """A sandbox in an outage, or to which some sessions are not welcome."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outage = False
+        self.failing: set[str] = set()
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        events = json.loads(await request.read())["events"]
+        if self.outage or events[0]["sessionId"] in self.failing:
+            return web.Response(status=503)
+        return await super()._handle(request)
+
+
+@pytest.fixture
+async def sandbox() -> AsyncIterator[Rokt]:
+    async with Rokt() as made:
+        yield made
+
+
+async def until(condition: Any) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+async def track(emitter: Emitter, count: int, sessions: int = 3) -> list[str]:
+    """Tracks so many events; returns their ids in order."""
+    ids = []
+    for number in range(count):
+        one = event(f"s{number % sessions}")
+        await emitter.track(one)
+        ids.append(one.parent_guid)
+    return ids
+
+
+def order(sandbox: Rokt) -> dict[str, list[str]]:
+    """The events that were accepted, by their session, in their order."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for one in sandbox.events:
+        found[one["sessionId"]].append(one["parentGuid"])
+    return found
+
+
+async def test_more_events_than_memory_holds_are_delivered_in_order(sandbox: Rokt, tmp_path: Path) -> None:
+    """Flush waits for all of them; the health tells that some are deferred."""
+    sandbox.outage = True
+    async with emitter_for(
+        sandbox, journal=tmp_path, max_pending=10, flush_interval=0.01, retry=QUICK
+    ) as emitter:
+        ids = await track(emitter, 100)
+        health = emitter.health
+        assert "deferring" in health.problems
+        assert health.deferred > 0
+        assert health.oldest_deferred_age >= 0.0
+        assert health.pending <= 10
+        sandbox.outage = False
+        assert await emitter.flush(timeout=30)
+        assert emitter.health.problems == ()
+        assert (emitter.health.deferred, emitter.health.oldest_deferred_age) == (0, 0.0)
+        assert emitter.stats.delivered == 100
+    assert order(sandbox) == {f"s{number}": ids[number::3] for number in range(3)}
+
+
+async def test_a_deferred_delivery_says_so(sandbox: Rokt, tmp_path: Path) -> None:
+    """Its event is accepted, then deferred; its outcome reaches observers."""
+    diary = Diary()
+    async with emitter_for(
+        sandbox, journal=tmp_path, max_pending=1, flush_interval=60, observers=[diary]
+    ) as emitter:
+        first, second = await emitter.track(event("a")), await emitter.track(event("b"))
+        assert not first.done()
+        with pytest.raises(DeliveryDeferredError, match="memory has no room for the event"):
+            await second
+        third = emitter.track_nowait(event("c"))
+        await until(third.done)
+        assert isinstance(third.exception(), DeliveryDeferredError)
+        assert emitter.stats.accepted == 3
+        (file,) = list_files(tmp_path)
+        assert (file.stored, file.deferred) == (3, 2)
+        assert file.oldest_deferred is not None
+    assert emitter.stats.delivered == 3
+    assert [name for name, _ in diary.told][:5] == [
+        "accepted",
+        "accepted",
+        "deferred",
+        "accepted",
+        "deferred",
+    ]
+    assert [name for name, _ in diary.told].count("delivered") == 3
+
+
+async def test_what_is_deferred_in_an_outage_is_delivered_after_it(sandbox: Rokt, tmp_path: Path) -> None:
+    """Also by the next process, if this one closes meanwhile."""
+    sandbox.outage = True
+    settings: dict[str, Any] = {"journal": tmp_path, "max_pending": 8, "retry": QUICK, "flush_interval": 0.01}
+    async with emitter_for(sandbox, **settings, observers=[]) as emitter:
+        ids = await track(emitter, 40)
+        assert await emitter.flush(timeout=0.1) is False
+    assert (await emitter.aclose()).deferred == 40
+    sandbox.outage = False
+    async with emitter_for(sandbox, **settings) as emitter:
+        more = await track(emitter, 20)
+        await until(lambda: emitter.stats.delivered == 60)
+    assert sorted(ids + more) == sorted(one["parentGuid"] for one in sandbox.events)
+
+
+async def test_a_session_that_fails_holds_up_no_other(sandbox: Rokt, tmp_path: Path) -> None:
+    """Its events stay on disk; new ones of it queue behind them. A close leaves them in order."""
+    sandbox.failing.add("s0")
+    bounds: dict[str, Any] = {"max_pending": 40, "max_session_share": 0.2, "max_batch_size": 2}
+    settings: dict[str, Any] = {"journal": tmp_path, "retry": QUICK, "flush_interval": 0.01, "observers": []}
+    async with emitter_for(sandbox, **settings, **bounds) as emitter:
+        for _ in range(3):
+            ids = await track(emitter, 90)
+            await until(lambda: len(order(sandbox)["s1"]) == len(order(sandbox)["s2"]))
+        await until(lambda: emitter.stats.delivered == 180)
+        assert emitter.stats.pending <= 8
+    assert emitter.stats.journal is not None
+    assert emitter.stats.journal.deferred == 90
+    sandbox.failing.clear()
+    async with emitter_for(sandbox, **settings, **bounds) as emitter:
+        await until(lambda: emitter.stats.delivered == 90)
+    assert order(sandbox)["s0"][-30:] == ids[::3]
+
+
+async def test_an_event_that_could_never_fit_is_refused(sandbox: Rokt, tmp_path: Path) -> None:
+    """By all ways in."""
+    async with emitter_for(sandbox, journal=tmp_path, max_pending_bytes=1000) as emitter:
+        large = event(metadata={"x": "y" * 2000})
+        with pytest.raises(QueueFullError, match="can never fit"):
+            await emitter.track(large)
+        with pytest.raises(QueueFullError, match="can never fit"):
+            emitter.track_nowait(large)
+
+
+async def test_beyond_max_bytes_the_queue_is_full(
+    sandbox: Rokt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The health says so; what was delivered makes room again."""
+    sandbox.outage = True
+    journal = Journal(tmp_path, max_bytes=16 * 1024**2)
+    monkeypatch.setattr(Database, "used_bytes", lambda self: 1024**2 * self.stored())
+    monkeypatch.setattr(_depot, "_MEASURE", 10**9)
+    settings: dict[str, Any] = {"max_pending": 4, "retry": QUICK, "when_full": "raise"}
+    async with emitter_for(sandbox, journal=journal, observers=[], **settings) as emitter:
+        with pytest.raises(QueueFullError, match="the journal is full"):
+            await track(emitter, 200)
+        with pytest.raises(QueueFullError, match="the journal is full"):
+            emitter.track_nowait(event())
+        assert "journal_full" in emitter.health.problems
+        sandbox.outage = False
+        await emitter.flush()
+        await until(lambda: not emitter._engine.recorder.is_full)  # type: ignore[union-attr]
+        await emitter.track(event())
+
+
+async def test_what_cannot_be_stored_is_not_deferred(
+    sandbox: Rokt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`track()` raises; what did not wait fails. The rest goes on."""
+    async with emitter_for(sandbox, journal=tmp_path, max_pending=1, flush_interval=60) as emitter:
+        await emitter.track(event("a"))
+        await emitter.track(event("b"))
+        original = _depot.StoreFile.commit
+        monkeypatch.setattr(
+            _depot.StoreFile,
+            "commit",
+            lambda self, step, done: (
+                asyncio.get_running_loop().call_soon(done, FAILURE)
+                if step.wires
+                else original(self, step, done)
+            ),
+        )
+        with pytest.raises(JournalError, match="could not be stored"):
+            await emitter.track(event("b"))
+        failed = emitter.track_nowait(event("b"))
+        with pytest.raises(
+            DeliveryFailedError, match="memory had no room for it, and it could not be stored"
+        ):
+            await failed
+        monkeypatch.setattr(_depot.StoreFile, "commit", original)
+        await emitter.track(event("b"))
+        assert await emitter.flush(timeout=30)
+    assert (emitter.stats.accepted, emitter.stats.delivered, emitter.stats.failed) == (4, 3, 1)
+
+
+async def test_so_many_events_without_room_wait_for_the_disk(
+    sandbox: Rokt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others are refused. At a close on a disk that does not answer they are unconfirmed."""
+    settings: dict[str, Any] = {"journal": tmp_path, "max_pending": 1, "flush_interval": 60}
+    emitter = emitter_for(sandbox, **settings, when_full="raise", close_timeout=0.0, observers=[])
+    await emitter.start()
+    await emitter.track(event("a"))
+    kept: list[Any] = []
+    original = _depot.StoreFile.commit
+    monkeypatch.setattr(_depot.StoreFile, "commit", lambda self, step, done: kept.append((step, done)))
+    deliveries = [emitter.track_nowait(event("b")) for _ in range(1000)]
+    with pytest.raises(QueueFullError):
+        emitter.track_nowait(event("b"))
+    await asyncio.sleep(0)
+    monkeypatch.setattr(_depot.StoreFile, "commit", original)
+    report = await emitter.aclose()
+    assert kept
+    assert (report.unconfirmed, report.failed) == (500, 500)
+    assert isinstance(deliveries[0].exception(), DeliveryUnconfirmedError)
+
+
+async def test_pages_and_writes_that_fail_are_tried_again(
+    sandbox: Rokt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What an earlier process has left is passed over once it can be found by its session."""
+    sandbox.outage = True
+    settings: dict[str, Any] = {"journal": tmp_path, "retry": QUICK, "flush_interval": 0.01, "observers": []}
+    async with emitter_for(sandbox, **settings) as emitter:
+        ids = await track(emitter, 60, sessions=2)
+    sandbox.outage = False
+    sandbox.failing.add("s0")
+    find, failures = _depot.StoreFile.make_findable, [FAILURE, FAILURE]
+
+    def refuse(self: Any, original: Any, what: Any, done: Any) -> None:
+        if failures:
+            asyncio.get_running_loop().call_soon(done, failures.pop())
+        else:
+            original(self, what, done)
+
+    monkeypatch.setattr(
+        _depot.StoreFile, "make_findable", lambda self, numbers, done: refuse(self, find, numbers, done)
+    )
+    bounds: dict[str, Any] = {"max_pending": 40, "max_session_share": 0.2, "max_batch_size": 2}
+    async with emitter_for(sandbox, **settings, **bounds) as emitter:
+        await until(lambda: len(order(sandbox)["s1"]) == 30)
+        assert caplog.text.count("the journal could not be written") == 2
+        sandbox.failing.clear()
+        await until(lambda: emitter.stats.delivered == 60)
+    assert order(sandbox) == {"s0": ids[::2], "s1": ids[1::2]}
+
+
+async def test_a_stop_ends_a_write_that_is_tried_again(
+    sandbox: Rokt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No timer is left."""
+    monkeypatch.setattr(recovery, "_WRITE_AGAIN", 60.0)
+    sandbox.outage = True
+    settings: dict[str, Any] = {"journal": tmp_path, "retry": QUICK, "flush_interval": 0.01, "observers": []}
+    async with emitter_for(sandbox, **settings) as emitter:
+        await track(emitter, 60, sessions=1)
+    monkeypatch.setattr(
+        _depot.StoreFile,
+        "make_findable",
+        lambda self, numbers, done: asyncio.get_running_loop().call_soon(done, FAILURE),
+    )
+    bounds: dict[str, Any] = {"max_pending": 40, "max_session_share": 0.2, "max_batch_size": 2}
+    async with emitter_for(sandbox, **settings, **bounds) as emitter:
+        await until(lambda: emitter._engine.recovery._write_timer is not None)  # type: ignore[union-attr]
+    assert emitter._engine.recovery._write_timer is None  # type: ignore[union-attr]
+
+
+async def test_deferral_is_logged(sandbox: Rokt, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """When it begins, how fast the events come back, and when it ends."""
+    from rokt_events_async import LoggingObserver
+
+    caplog.set_level(logging.WARNING, "rokt_events_async")
+    sandbox.outage = True
+    settings: dict[str, Any] = {"max_pending": 10, "flush_interval": 0.02, "retry": QUICK}
+    observers = [LoggingObserver(per=0.01)]
+    async with emitter_for(sandbox, journal=tmp_path, observers=observers, **settings) as emitter:
+        await track(emitter, 60)
+        sandbox.outage = False
+        await emitter.flush()
+    log = caplog.text
+    assert "memory has room for no more events, 10 events pending: further ones are in the journal" in log
+    assert "per second: " in log
+    assert " left, the oldest 0 seconds old" in log
+    assert caplog.messages[-1].endswith(": none is left")
+
+
+async def test_no_object_of_a_deferred_event_stays(sandbox: Rokt, tmp_path: Path) -> None:
+    """Memory holds its session's hash and its number."""
+    async with emitter_for(
+        sandbox, journal=tmp_path, max_pending=1, flush_interval=60, close_timeout=0, observers=[]
+    ) as emitter:
+        await emitter.track(event("a"))
+        gc.collect()
+        before = sum(type(one).__name__ == "StoredDelivery" for one in gc.get_objects())
+        await track(emitter, 50)
+        gc.collect()
+        assert sum(type(one).__name__ == "StoredDelivery" for one in gc.get_objects()) == before
