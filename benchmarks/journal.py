@@ -1,7 +1,8 @@
 """What a journal costs: the same events through an emitter without one, with one, and with one without fsync.
 
 Many callers await `track()` at once, as handlers do: with a journal a call takes as long as the commit. Also
-a lone `track()` beside a bare write and `fdatasync` of as many bytes, and the start with many events stored.
+a lone `track()` beside a bare write and `fdatasync` of as many bytes, the start with many events stored, and an
+outage in which memory has no room (`benchmarks.overflow`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from benchmarks import overflow
 from benchmarks.load import CREDENTIALS, NoServer, make
 from benchmarks.measure import (
     Sample,
@@ -198,6 +200,11 @@ def main(rounds: int, quick: bool) -> None:  # noqa: FBT001 -- by click
             fill(Path(directory), 1_000_000, endpoint)
             results["start"] = asyncio.run(start(Path(directory), endpoint))
         console.print(f"1,000,000 events stored: {results['start']}")
+    events, rate = (10_000, 5_000) if quick else (1_000_000, 5_000)
+    results["overflow"] = overflow.measure(events=events, rate=rate, rounds=1 if quick else 3)
+    for name, found in results["overflow"].items():
+        console.print(f"overflow, {name}: {found}")
+    if not quick:
         save("journal", results)
 
 

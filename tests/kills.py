@@ -4,7 +4,8 @@ Children track events against a server in this process and print the ids that we
 This process kills them with SIGKILL and starts others on the same directory. At the end a last child drains
 what is left. Held against the server's record: every printed id is there or has an outcome; none was told two
 outcomes; what is there twice was flagged, in the printed outcome or in the tally; all files are empty and
-sound.
+sound. With `--outages` the server is away half of the time, memory holds few events, and no event of a
+session arrives for the first time after a younger one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sqlite3
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ from tests.samples import CREDENTIALS
 SHORTEST = 0.05
 """For how many seconds a child lives at least, once it has started."""
 
+_PER_SESSION = {True: 10**9, False: 5}
+"""How many events a session has, with outages and without."""
+
 
 @attrs.define
 class Result:
@@ -44,12 +48,14 @@ class Result:
     told_twice: list[str] = attrs.Factory(list)
     duplicates: int = 0
     unflagged: int = 0
+    overtaken: list[str] = attrs.Factory(list)
     left: int = 0
     unsound: list[str] = attrs.Factory(list)
 
     @property
     def is_good(self) -> bool:
-        return not (self.lost or self.told_twice or self.unflagged or self.left or self.unsound)
+        bad = self.lost, self.told_twice, self.unflagged, self.overtaken, self.left, self.unsound
+        return not any(bad)
 
 
 class Server:
@@ -57,6 +63,7 @@ class Server:
 
     def __init__(self, luck: random.Random) -> None:
         self._luck = luck
+        self.is_down = False
         self.accepted: Counter[str] = Counter()
         self.url = ""
 
@@ -77,7 +84,7 @@ class Server:
     async def _answer(self, request: web.Request) -> web.Response:
         events = json.loads(await request.read())["events"]
         draw = self._luck.random()
-        if draw < 0.05:
+        if draw < 0.05 or self.is_down:
             return web.Response(status=503)
         self.accepted.update(event["parentGuid"] for event in events)
         if draw < 0.1:
@@ -100,23 +107,26 @@ def say(what: str, who: str) -> None:
     os.write(1, f"{what} {who}\n".encode())
 
 
-async def child(url: str, directory: str, name: str, *, retries: bool, drains: bool) -> None:
+async def child(url: str, directory: str, name: str, flags: list[str]) -> None:
     """One process: tracks until it is killed; or drains what others have left."""
+    is_small = "--outages" in flags
     emitter = Emitter(
         CREDENTIALS,
         endpoint=url,
         journal=Journal(directory),
         flush_interval=0.01,
         max_wait=None,
+        max_pending=200 if is_small else 10_000,
         observers=[_Teller()],
-        retry=RetryPolicy(wait=(0.05, 0.1), retry_unconfirmed=retries),
+        retry=RetryPolicy(wait=(0.05, 0.1), max_backoff=0.5, retry_unconfirmed="--no-retry" not in flags),
     )
     async with emitter:
         say("started", name)
-        if drains:
+        if "--drains" in flags:
             await drain(emitter)
         else:
-            await asyncio.gather(*(track(emitter, f"{name}.{number}") for number in range(20)))
+            callers = (track(emitter, f"{name}.{number}", _PER_SESSION[is_small]) for number in range(20))
+            await asyncio.gather(*callers)
 
 
 async def drain(emitter: Emitter) -> None:
@@ -128,13 +138,13 @@ async def drain(emitter: Emitter) -> None:
         await drain(emitter)
 
 
-async def track(emitter: Emitter, name: str) -> None:
+async def track(emitter: Emitter, name: str, per_session: int) -> None:
     number = 0
     while True:
         number += 1
         event_id = f"{name}.{number}"
         event = PartnerEvent.viewed(
-            session_id=f"{name}.{number // 5}", parent_guid=event_id, client_unique_id="c"
+            session_id=f"{name}.{number // per_session}", parent_guid=event_id, client_unique_id="c"
         )
         await emitter.track(event)
         say("accepted", event_id)
@@ -143,11 +153,14 @@ async def track(emitter: Emitter, name: str) -> None:
 class Campaign:
     """Kills children, several of which live at a time."""
 
-    def __init__(self, *, kills: int, workers: int, longest: float, retries: bool, seed: int) -> None:
+    def __init__(
+        self, *, kills: int, workers: int, longest: float, retries: bool, outages: bool, seed: int
+    ) -> None:
         self._longest = longest
         self._kills = kills
         self._workers = workers
-        self._retries = retries
+        self._flags = ([] if retries else ["--no-retry"]) + (["--outages"] if outages else [])
+        self._outages = outages
         self._luck = random.Random(seed)
         self._server = Server(self._luck)
         self._names = 0
@@ -158,9 +171,17 @@ class Campaign:
         async with self._server.running():
             left = [self._kills // self._workers] * self._workers
             left[0] += self._kills % self._workers
+            outages = asyncio.create_task(self._come_and_go())
             await asyncio.gather(*(self._kill(directory, count) for count in left))
+            outages.cancel()
+            self._server.is_down = False
             await self._spawn(directory, lives=None)
         return self._judge(Path(directory))
+
+    async def _come_and_go(self) -> None:
+        while self._outages:
+            self._server.is_down = not self._server.is_down
+            await asyncio.sleep(self._luck.uniform(0.2, 1.5))
 
     async def _kill(self, directory: str, count: int) -> None:
         for _ in range(count):
@@ -170,7 +191,7 @@ class Campaign:
         """Starts a child and kills it after so many seconds; `None` lets it drain and end."""
         self._names += 1
         name = f"c{self._names}"
-        options = (["--drains"] if lives is None else []) + ([] if self._retries else ["--no-retry"])
+        options = (["--drains"] if lives is None else []) + self._flags
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tests.kills", "--child", self._server.url, directory, name, *options),
             stdout=asyncio.subprocess.PIPE,
@@ -205,6 +226,7 @@ class Campaign:
         gone = [one for one in self._accepted if one not in self._told and not self._server.accepted[one]]
         result.lost = gone[max(0, untold) :]
         result.told_twice = [who for who, outcomes in self._told.items() if len(outcomes) > 1]
+        result.overtaken = _overtaken(self._server.accepted, _PER_SESSION[self._outages])
         twice = [who for who, count in self._server.accepted.items() if count > 1]
         result.duplicates = len(twice)
         unflagged = [who for who in twice if self._told.get(who) == ["delivered"]]
@@ -214,28 +236,51 @@ class Campaign:
         return result
 
 
-def play(*, kills: int, workers: int, longest: float, retries: bool, seed: int) -> Result:
-    """Plays a campaign in a directory of its own."""
-    with tempfile.TemporaryDirectory() as directory:
-        campaign = Campaign(kills=kills, workers=workers, longest=longest, retries=retries, seed=seed)
-        return asyncio.run(campaign.run(directory))
+def _overtaken(accepted: Iterable[str], per_session: int) -> list[str]:
+    """Returns the events that arrived for the first time after a younger one of their session."""
+    last: dict[tuple[str, int], int] = {}
+    found = []
+    for who in accepted:
+        caller, _, digits = who.rpartition(".")
+        session = caller, int(digits) // per_session
+        if int(digits) < last.get(session, 0):
+            found.append(who)
+        else:
+            last[session] = int(digits)
+    return found
+
+
+def play(directory: str, **settings: Any) -> Result:
+    """Plays a campaign in a directory."""
+    return asyncio.run(Campaign(**settings).run(directory))
 
 
 @click.command()
 @click.option("--kills", default=30, show_default=True, help="How many processes to kill.")
 @click.option("--workers", default=1, show_default=True, help="How many live at a time.")
 @click.option("--longest", default=1.2, show_default=True, help="Seconds that a process lives at most.")
+@click.option("--outages", is_flag=True, help="The server is away half of the time, and memory small.")
 @click.option("--no-retry-unconfirmed", is_flag=True, help="With retry_unconfirmed=False.")
 @click.option("--seed", default=0, show_default=True)
-def main(kills: int, workers: int, longest: float, no_retry_unconfirmed: bool, seed: int) -> None:
+def main(
+    kills: int,
+    workers: int,
+    longest: float,
+    outages: bool,
+    no_retry_unconfirmed: bool,
+    seed: int,
+) -> None:
     """Kills processes, and says what was lost; exits with 1 if anything was."""
     retries = not no_retry_unconfirmed
-    result = play(kills=kills, workers=workers, longest=longest, retries=retries, seed=seed)
-    policy = "no-retry-unconfirmed" if no_retry_unconfirmed else "retry-unconfirmed"
+    settings = {"kills": kills, "workers": workers, "longest": longest, "outages": outages, "seed": seed}
+    with tempfile.TemporaryDirectory() as directory:
+        result = play(directory, retries=retries, **settings)
+    policy = ("no-" if no_retry_unconfirmed else "") + "retry-unconfirmed" + (", outages" if outages else "")
     print(
         f"{result.kills} kills, {workers} workers, {policy}: {result.accepted} accepted, "
         f"{len(result.lost)} lost, {len(result.told_twice)} told twice, {result.duplicates} duplicates, "
-        f"{result.unflagged} of them without a flag, {result.left} left, {len(result.unsound)} files unsound"
+        f"{result.unflagged} of them without a flag, {len(result.overtaken)} overtaken, {result.left} left, "
+        f"{len(result.unsound)} files unsound"
     )
     sys.exit(0 if result.is_good else 1)
 
@@ -243,6 +288,6 @@ def main(kills: int, workers: int, longest: float, no_retry_unconfirmed: bool, s
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         where, folder, who, *flags = sys.argv[2:]
-        asyncio.run(child(where, folder, who, retries="--no-retry" not in flags, drains="--drains" in flags))
+        asyncio.run(child(where, folder, who, flags))
     else:
         main()

@@ -774,10 +774,12 @@ async def test_a_directory_that_is_gone_fails_what_is_asked(tmp_path: Path) -> N
     await depot.aclose()
 
 
-def test_kills() -> None:
-    """Thirty processes are killed: nothing is lost, nothing told twice, every duplicate flagged."""
+@pytest.mark.parametrize("more", [[], ["--outages"]])
+def test_kills(more: list[str]) -> None:
+    """Thirty processes are killed: nothing is lost, told twice or overtaken, every duplicate flagged."""
+    options = ["--kills", "15", "--workers", "3", "--longest", "0.3", *more]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.kills", "--kills", "30", "--workers", "3", "--longest", "0.3"],
+        [sys.executable, "-m", "tests.kills", *options],
         capture_output=True,
         text=True,
         check=False,
