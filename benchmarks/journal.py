@@ -1,8 +1,8 @@
 """What a journal costs: the same events through an emitter without one, with one, and with one without fsync.
 
 Many callers await `track()` at once, as handlers do: with a journal a call takes as long as the commit. Also
-a lone `track()` beside a bare write and `fdatasync` of as many bytes, the start with many events stored, and an
-outage in which memory has no room (`benchmarks.overflow`).
+a lone `track()` beside a bare write and `fdatasync` of as many bytes, the start with many events stored, and
+an outage in which memory has no room (`benchmarks.overflow`).
 """
 
 from __future__ import annotations

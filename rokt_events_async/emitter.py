@@ -111,7 +111,8 @@ class Emitter:
             full; 0 sends as soon as the loop turns.
         max_batch_size: The most events per request, 1 to 25 (specification).
         max_concurrency: The most requests in flight, each of another session.
-        max_pending: The bound on pending events: accepted and not settled, those in flight included.
+        max_pending: The bound on pending events: accepted and not settled, those in flight included. With a
+            journal, further events are stored and deferred: on disk alone until there is room.
         max_pending_bytes: The bound on their size as encoded, in bytes.
         max_session_share: The part of both bounds that one session may hold, at least one full batch.
             Beyond it the queue is full for that session only.
@@ -356,8 +357,9 @@ class Emitter:
         Cancelled while it waits for room, the event is not accepted. An accepted event ends in exactly one
         outcome, whatever becomes of the caller.
 
-        With a journal it returns once the event is stored, also after a wait for the disk. Cancelled
-        meanwhile, the event may be stored; it is then sent and counted.
+        With a journal it returns once the event is stored, and never waits for room: without room the event
+        is deferred, its delivery raises a `DeliveryDeferredError`, and its outcome reaches observers later.
+        Cancelled meanwhile, the event may be stored; it is then sent and counted.
 
         Returns:
             The delivery, whose `event` has its time stamped. Awaiting it returns the receipt or raises
@@ -365,7 +367,8 @@ class Emitter:
 
         Raises:
             InvalidEventError: No `PartnerEvent`, or its time is not within 3 days back and 5 minutes ahead.
-            QueueFullError: No room, with `when_full="raise"`; or it is larger than `max_pending_bytes`.
+            QueueFullError: No room, or with a journal none in its directory, with `when_full="raise"`; or
+                it is larger than `max_pending_bytes`.
             JournalError: It could not be stored.
             EmitterNotStartedError: Before `start()`.
             EmitterClosedError: After `aclose()` began, also while it waited for room.
@@ -383,7 +386,7 @@ class Emitter:
         """Accepts one event without waiting, for synchronous code on the loop's thread.
 
         With a journal the event is accepted in memory, and on disk milliseconds later. If the disk then
-        fails, it stays in memory alone.
+        fails, it stays in memory alone. Without room it is deferred, and fails if it cannot be stored.
 
         Raises:
             QueueFullError: No room, or other callers wait for it, with `when_full="raise"`.
