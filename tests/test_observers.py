@@ -428,6 +428,13 @@ def test_files_that_were_adopted_are_told_of(
     assert caplog.messages == [f"adopted 1 file of the journal, 312 events, the oldest {shown} old"]
 
 
+def test_a_deferral_without_returns_ends_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    """What is left stays for the next process, and the close tells of it."""
+    before, after = Health(state="closing", problems=("deferring",)), Health(state="closed")
+    LoggingObserver().on_health(before, after)
+    assert caplog.messages == []
+
+
 def test_a_misspelt_method_is_refused() -> None:
     """Nothing would ever call it."""
 

@@ -182,8 +182,7 @@ class Database:
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
                 raise
-            if connection.in_transaction:
-                connection.rollback()
+            connection.rollback()
             self._ballast.unlink(missing_ok=True)
             connection.executescript(_UPGRADE % VERSION)
 

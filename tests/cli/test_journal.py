@@ -20,11 +20,17 @@ def run(*arguments: object) -> int:
     return int(ended.value.code or 0)
 
 
-def leave(directory: Path, url: str = "http://127.0.0.1:9/", credentials: object = CREDENTIALS) -> None:
+def leave(
+    directory: Path,
+    url: str = "http://127.0.0.1:9/",
+    credentials: object = CREDENTIALS,
+    *,
+    max_pending: int = 10,
+) -> None:
     """Leaves three events in a journal."""
 
     async def live() -> None:
-        settings = {"close_timeout": 0, "flush_interval": 60, "observers": []}
+        settings = {"close_timeout": 0, "flush_interval": 60, "observers": [], "max_pending": max_pending}
         async with Emitter(credentials, endpoint=url, journal=directory, **settings) as emitter:  # type: ignore[arg-type]
             for session in ("person", "other", "person"):
                 await emitter.track(event(session))
@@ -45,6 +51,13 @@ def test_it_shows_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert (file["owner"], file["stored"], file["sent"], file["bad"]) == ("dead", 3, 0, 0)
     assert file["oldest"] is not None
     assert file["tally"] == {"accepted": 3}
+
+
+def test_it_tells_what_found_no_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And how long ago the oldest was stored."""
+    leave(tmp_path, max_pending=1)
+    assert run(tmp_path) == 0
+    assert "2 of them found no room in memory, the oldest 0 s ago" in capsys.readouterr().out
 
 
 def test_it_deletes_a_session(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

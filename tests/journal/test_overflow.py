@@ -19,6 +19,7 @@ from rokt_events_async import (
     DeliveryFailedError,
     DeliveryUnconfirmedError,
     Emitter,
+    InvalidEventError,
     Journal,
     JournalError,
     QueueFullError,
@@ -26,6 +27,7 @@ from rokt_events_async import (
 )
 from rokt_events_async._pipeline import recovery
 from rokt_events_async._pipeline.store import StoreFailure
+from rokt_events_async._protocol.encoding import decode
 from rokt_events_async.journal import _depot
 from rokt_events_async.journal._database import Database
 from rokt_events_async.journal.files import list_files
@@ -104,7 +106,7 @@ async def test_more_events_than_memory_holds_are_delivered_in_order(sandbox: Rok
         assert health.oldest_deferred_age >= 0.0
         assert health.pending <= 10
         sandbox.outage = False
-        assert await emitter.flush(timeout=30)
+        assert await asyncio.gather(emitter.flush(timeout=30), emitter.flush()) == [True, True]
         assert emitter.health.problems == ()
         assert (emitter.health.deferred, emitter.health.oldest_deferred_age) == (0, 0.0)
         assert emitter.stats.delivered == 100
@@ -171,6 +173,29 @@ async def test_a_session_that_fails_holds_up_no_other(sandbox: Rokt, tmp_path: P
     async with emitter_for(sandbox, **settings, **bounds) as emitter:
         await until(lambda: emitter.stats.delivered == 90)
     assert order(sandbox)["s0"][-30:] == ids[::3]
+
+
+async def test_an_event_that_cannot_be_read_back_is_put_aside(
+    sandbox: Rokt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also if its session was passed over: the others of the session come back."""
+    sandbox.failing.add("s0")
+    bounds: dict[str, Any] = {"max_pending": 40, "max_session_share": 0.2, "max_batch_size": 2}
+    settings: dict[str, Any] = {"journal": tmp_path, "retry": QUICK, "flush_interval": 0.01, "observers": []}
+    async with emitter_for(sandbox, **settings, **bounds) as emitter:
+        ids = await track(emitter, 20, sessions=1)
+        await until(lambda: emitter._engine.recovery._backlogs.own.passed_over)  # type: ignore[union-attr]
+
+        def read(wire: bytes) -> Any:
+            if ids[-2].encode() in wire:
+                raise InvalidEventError(())
+            return decode(wire)
+
+        monkeypatch.setattr(recovery, "decode", read)
+        sandbox.failing.clear()
+        await until(lambda: emitter.stats.delivered == 19)
+        assert await emitter.flush(timeout=30)
+    assert "cannot be read and was put aside" in caplog.text
 
 
 async def test_an_event_that_could_never_fit_is_refused(sandbox: Rokt, tmp_path: Path) -> None:
