@@ -8,7 +8,7 @@ import time
 import click
 
 from tests.simulation.bugs import MAX_SEEDS
-from tests.simulation.campaign import campaign, first_seeds
+from tests.simulation.campaign import campaign, first_seeds, keep_hints
 from tests.simulation.lives import Lives
 from tests.simulation.world import Violation, World
 
@@ -16,6 +16,7 @@ from tests.simulation.world import Violation, World
 def print_bugs(jobs: int) -> int:
     """A table of bug against the seeds it took; 1 if one was not found."""
     found_by = first_seeds(jobs)
+    keep_hints(found_by)
     for name, found in found_by.items():
         took, what = ("none", "") if found is None else (str(found[0] + 1), found[1].splitlines()[0][:90])
         print(f"{took:>5} seeds  {name}\n             {what}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
@@ -67,10 +67,10 @@ Play = Callable[[int], tuple[Counter[str], str | None]]
 """Plays a seed: what it reached, and what was violated."""
 
 
-def first_seed(plant: Bug, play: Play, seeds: int = MAX_SEEDS) -> tuple[int, str] | None:
+def first_seed(plant: Bug, play: Play, seeds: Iterable[int] = range(MAX_SEEDS)) -> tuple[int, str] | None:
     """The first seed that finds the bug, and what it says; `None` if none does."""
     try:
-        for seed in range(seeds):
+        for seed in seeds:
             with plant():
                 _, violation = play(seed)
             if violation is not None:
