@@ -46,6 +46,7 @@ from tests.simulation.loop import DeadlockError, SimulatedLoop
 from tests.simulation.network import Connection
 from tests.simulation.server import (
     AGAIN,
+    BODY_PLANS,
     CREDENTIALS_REFUSED,
     PLANS,
     REFUSED,
@@ -92,6 +93,7 @@ THEMES = (
     "held loop",
     "credentials",
     "statuses",
+    "answers",
 )
 """What a seed is about: some states are too rare where everything is drawn by itself."""
 
@@ -184,7 +186,7 @@ class World:
                 retry_unconfirmed=luck.random() < 0.7,
             ),
         }
-        theme = "any" if calm else luck.choice([*["any"] * 10, *THEMES[1:], *EXTRA])
+        theme = "any" if calm else luck.choice([*["any"] * 9, "answers", *THEMES[1:-1], *EXTRA])
         self.reached[f"theme: {theme}"] += 1
         bad = [] if calm else luck.choice([[], [REFUSED], [REFUSED, SPOILT]])
         self.kinds = ["SignalViewed"] * luck.choice([1, 12, 40]) + bad
@@ -246,8 +248,11 @@ class World:
             self.plans = luck.sample(["refused", "between, accepted", "silence, accepted"], 2)
             self.share = luck.choice([0.3, 0.5]) if theme == "splits" else luck.choice([0.0, 0.1])
             self.bursts = (1, 6, 30)
-        elif theme == "statuses":
-            self.plans = luck.sample(list(STATUS_PLANS), 2)
+        elif theme in ("statuses", "answers"):
+            self.plans = (
+                luck.sample([*STATUS_PLANS], 2) if theme == "statuses" else luck.sample(BODY_PLANS, 6)
+            )
+            self.kinds += [REFUSED] * (theme == "answers")
             self.share = 0.3
         elif theme == "closed connections":
             settings["max_concurrency"] = luck.choice([1, 2])
