@@ -194,6 +194,8 @@ class LoggingObserver(Observer):
         self._quiet_until = -math.inf
         self._outage: Health | None = None
         self._returns = _Returns(-math.inf)
+        self._is_deferral_told = False
+        self._deferral_quiet_until = -math.inf
 
     def on_recovered(self, count: int, oldest: datetime) -> None:
         age = _age((datetime.now(UTC) - oldest).total_seconds())
@@ -203,14 +205,8 @@ class LoggingObserver(Observer):
     def on_health(self, before: Health, after: Health) -> None:
         if "journal_failed" in before.problems and "journal_failed" not in after.problems:
             self._logger.log(self._level, "the journal can be written again")
-        if "deferring" in after.problems and "deferring" not in before.problems:
-            self._returns = _Returns(-math.inf)
-            text = (
-                "memory has room for no more events, %s pending: further ones are in the journal until it has"
-            )
-            self._logger.log(self._level, text, _count(after.pending, "event"))
-        elif "deferring" in before.problems and "deferring" not in after.problems:
-            self._tell_of_returns(after.deferred, None, now=self._clock())
+        if ("deferring" in before.problems) != ("deferring" in after.problems):
+            self._tell_of_deferral(after)
         if before.state != after.state and "credentials_refused" in (before.state, after.state):
             self._tell_of_credentials(before, after)
         if after.state == "outage":
@@ -219,6 +215,22 @@ class LoggingObserver(Observer):
         elif before.state == "outage" and self._outage is not None:
             began, self._outage = self._outage, None
             self._tell_end(began, after)
+
+    def _tell_of_deferral(self, after: Health) -> None:
+        """Logs that events are deferred, and that all are back; not at every burst."""
+        now = self._clock()
+        if "deferring" not in after.problems:
+            if self._is_deferral_told:
+                self._tell_of_returns(after.deferred, None, now=now)
+            return
+        self._returns = _Returns(-math.inf)
+        self._is_deferral_told = now >= self._deferral_quiet_until
+        if self._is_deferral_told:
+            self._deferral_quiet_until = now + self._per
+            text = (
+                "memory has room for no more events, %s pending: further ones are in the journal until it has"
+            )
+            self._logger.log(self._level, text, _count(after.pending, "event"))
 
     def on_returned(self, count: int, left: int, oldest: datetime | None) -> None:
         now = self._clock()

@@ -108,7 +108,7 @@ class Backlog:
     @property
     def oldest_at(self) -> int | None:
         """When its oldest event was stored, in milliseconds since 1970; none of it is older."""
-        times = [at for _, at in self._passed.values()]
+        times = [at for _, at in tuple(self._passed.values())]  # Also from other threads.
         if self.after < self.until:
             times.append(self._oldest_at)
         return min(times, default=None)

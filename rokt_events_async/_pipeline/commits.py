@@ -240,7 +240,8 @@ class Commits:
                 step.sent[delivery.number] = sent
             if appends:
                 step.first, step.wires = appends[0].number, [delivery.wire for delivery in appends]
-                step.deferred = [delivery.number for delivery in appends if delivery.is_deferred]
+                deferred = (delivery for delivery in appends if delivery.is_deferred)
+                step.deferred = {delivery.number: delivery.event.session_id for delivery in deferred}
             marks, settled = self._take_marks(step), self._take_settled(step)
             step.tally = _tally(appends, settled)
             self._under_way = _Group(appends, unmarked, marks, settled, step)

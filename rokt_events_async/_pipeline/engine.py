@@ -58,9 +58,10 @@ class Engine:
     async def settled(self) -> None:
         """Waits until every event that this emitter has accepted by now has its outcome."""
         until = 0 if self.recovery is None else self.recovery.deferred_until
-        await self.ledger.settled()
         if self.recovery is not None:
             await self.recovery.brought_back(until)
+        await self.ledger.settled()
+        if self.recovery is not None:
             await self.ledger.returned_settled()
 
     def stats(self) -> EmitterStats:

@@ -262,7 +262,7 @@ class DurableIntake(Intake):
             return
         session_id, size, now = delivery.event.session_id, len(delivery.wire), self._loop.time()
         self._room.unreserve(session_id, size)
-        if self._pool.has_left(session_id):  # At a close.
+        if self._pool.has_left(session_id) and delivery.commits is not None:  # At a close.
             self._room.free(1, size)
             self._accept_deferred(delivery)
             return

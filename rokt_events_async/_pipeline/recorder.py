@@ -103,7 +103,7 @@ class Recorder:
         self.on_refused(delivery, failure)
 
     def _on_commit(self, result: Size | StoreFailure) -> None:
-        was_failing = self.is_failing
+        was_failing, was_full = self.is_failing, self.is_full
         if isinstance(result, StoreFailure):
             self._failures += 1
             self.is_failing = True
@@ -115,7 +115,7 @@ class Recorder:
             self._commits += 1
             self.is_failing = False
             self.size, self.is_full = result.file_bytes, result.is_full
-        if self.is_failing != was_failing:
+        if (self.is_failing, self.is_full) != (was_failing, was_full):
             self.on_changed()
         self.on_progress()
 
@@ -170,6 +170,7 @@ class Recorder:
                 delivery.is_settling = True
             if commits is None:
                 tell(stored)
+                self._loop.call_soon(self.on_progress, context=self._context)  # There is room, and no commit.
             else:
                 commits.settle(stored, outcome, maybe_duplicate=maybe_duplicate, tell=tell)
 

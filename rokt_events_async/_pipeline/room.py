@@ -193,8 +193,12 @@ class Room:
             return True
         return not self.fits_share(session_id, size)
 
-    def fits_share(self, session_id: str, size: int, *, part: int = 1) -> bool:
-        """Returns True if the session may hold another event of that size, within 1/part of its share."""
+    def held_by(self, session_id: str) -> tuple[int, int]:
+        """Returns how many events and bytes a session holds."""
+        return self._holdings.held_by(session_id)
+
+    def fits_share(self, session_id: str, size: int) -> bool:
+        """Returns True if the session may hold another event of that size."""
         events, held = self._holdings.held_by(session_id)
         granted, granted_bytes = self._granted.get(session_id, (0, 0))
         if self._reserved:
@@ -202,9 +206,7 @@ class Room:
             events, held = events + reserved, held + reserved_bytes
         if events + granted < self._min_share:
             return True
-        return (events + granted) * part < self._share and (
-            held + granted_bytes + size
-        ) * part <= self._share_bytes
+        return events + granted < self._share and held + granted_bytes + size <= self._share_bytes
 
     def take_recovered(self, size: int) -> bool:
         """Takes room for an event from the disk, if no caller needs it. Returns True if it did."""

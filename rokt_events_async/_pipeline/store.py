@@ -43,7 +43,7 @@ class Step:
         first: The number of the first event in `wires`; the others follow.
         wires: Events to append, encoded.
         sent: By the number of an event, how many processes have sent it and not learned what became of it.
-        deferred: The numbers of events that are in no memory from now on, and must be found by their session.
+        deferred: By the number of an event that is in no memory from now on, its session, to find it by.
         settled: The numbers of events that have their outcome.
         tally: How many events to count under which name.
     """
@@ -51,7 +51,7 @@ class Step:
     first: int = 0
     wires: list[bytes] = attrs.Factory(list)
     sent: dict[int, int] = attrs.Factory(dict)
-    deferred: list[int] = attrs.Factory(list)
+    deferred: dict[int, str] = attrs.Factory(dict)
     settled: list[int] = attrs.Factory(list)
     tally: dict[str, int] = attrs.Factory(dict)
 
@@ -143,8 +143,8 @@ class Store(Protocol):
     def load(self, query: Query, done: Done[Page | StoreFailure]) -> None:
         """Reads events."""
 
-    def make_findable(self, numbers: list[int], done: Done[Size | StoreFailure]) -> None:
-        """Has events found by their session from now on."""
+    def make_findable(self, sessions: dict[int, str], done: Done[Size | StoreFailure]) -> None:
+        """Has events, by their number, found by their session from now on."""
 
     def condemn(self, number: int, why: str, done: Done[Size | StoreFailure]) -> None:
         """Puts an event that cannot be read aside."""

@@ -66,8 +66,8 @@ CREATE TEMP TRIGGER take_step INSTEAD OF INSERT ON step BEGIN
     INSERT INTO event(seq, wire, at) SELECT NEW.first + key, value, NEW.at FROM json_each(NEW.wires);
     UPDATE event SET sent = change.value FROM json_each(NEW.sent) AS change
         WHERE event.seq = CAST(change.key AS INTEGER);
-    UPDATE event SET session = json_extract(wire, '$.sessionId')
-        WHERE seq IN (SELECT value FROM json_each(NEW.deferred));
+    UPDATE event SET session = change.value FROM json_each(NEW.deferred) AS change
+        WHERE event.seq = CAST(change.key AS INTEGER);
     DELETE FROM event WHERE seq IN (SELECT value FROM json_each(NEW.settled));
     INSERT INTO tally(outcome, count) SELECT key, value FROM json_each(NEW.tally) WHERE true
         ON CONFLICT(outcome) DO UPDATE SET count = count + excluded.count;
@@ -268,7 +268,7 @@ class Database:
             b"[%b]" % b",".join(step.wires) if step.wires else None,
             int(time.time() * 1000),
             orjson.dumps(step.sent, option=orjson.OPT_NON_STR_KEYS) if step.sent else None,
-            orjson.dumps(step.deferred) if step.deferred else None,
+            _by_number(step.deferred) if step.deferred else None,
             orjson.dumps(step.settled) if step.settled else None,
             orjson.dumps(step.tally) if step.tally else None,
         )
@@ -297,14 +297,14 @@ class Database:
         values: tuple[Any, ...] = (query.after, read_to)
         if query.session_id is not None:
             source = "event INDEXED BY by_session WHERE seq > ? AND seq <= ? AND session = ?"
-            values += (query.session_id,)
+            values += (_key(query.session_id),)
         else:
             source = "event NOT INDEXED WHERE seq > ? AND seq <= ?"
             if query.only_deferred:
                 source += " AND session IS NOT NULL"
             if query.without:
                 source += " AND (session IS NULL OR session NOT IN (SELECT value FROM json_each(?)))"
-                values += (orjson.dumps(query.without).decode(),)
+                values += (orjson.dumps([_key(one) for one in query.without]).decode(),)
         select = f"SELECT seq, wire, sent, at, session IS NOT NULL FROM {source} ORDER BY seq LIMIT ?"  # noqa: S608
         rows = self._connection.execute(select, (*values, query.at_most)).fetchall()
         if len(rows) == query.at_most:
@@ -319,13 +319,13 @@ class Database:
         ]
         return Page(events, read_to, self.stored())
 
-    def make_findable(self, numbers: list[int]) -> None:
+    def make_findable(self, sessions: dict[int, str]) -> None:
         """Has events found by their session.
 
         Raises:
             sqlite3.Error: Nothing was done.
         """
-        self._in_transaction((_FINDABLE, (_as_json(numbers),)))
+        self._in_transaction((_FINDABLE, (_by_number(sessions).decode(),)))
 
     def condemn(self, number: int, why: str) -> None:
         """Puts an event aside that cannot be sent.
@@ -347,7 +347,8 @@ class Database:
 
     def erase(self, session_id: str) -> int:
         """Deletes all events of a session, those put aside included. Returns how many."""
-        gone = self._connection.execute(_OF_SESSION, (session_id, session_id)).fetchall()
+        named = b'"sessionId":%b' % orjson.dumps(session_id)
+        gone = self._connection.execute(_OF_SESSION, (named.decode(), named.decode())).fetchall()
         events, bad = ([seq for seq, kind in gone if kind == of] for of in (0, 1))
         self._in_transaction(
             ("DELETE FROM event WHERE seq IN (SELECT value FROM json_each(?))", (_as_json(events),)),
@@ -403,12 +404,12 @@ class Database:
 
 
 _OF_SESSION: Final = """
-SELECT seq, 0 FROM event WHERE json_valid(wire) AND json_extract(wire, '$.sessionId') = ?
-UNION ALL SELECT seq, 1 FROM bad WHERE json_valid(wire) AND json_extract(wire, '$.sessionId') = ?
+SELECT seq, 0 FROM event WHERE instr(CAST(wire AS TEXT), ?) > 0
+UNION ALL SELECT seq, 1 FROM bad WHERE instr(CAST(wire AS TEXT), ?) > 0
 """
 _FINDABLE: Final = (
-    "UPDATE event SET session = json_extract(wire, '$.sessionId') "
-    "WHERE seq IN (SELECT value FROM json_each(?))"
+    "UPDATE event SET session = change.value FROM json_each(?) AS change "
+    "WHERE event.seq = CAST(change.key AS INTEGER)"
 )
 _COUNT: Final = (
     "INSERT INTO tally(outcome, count) VALUES (?, ?) "
@@ -463,21 +464,22 @@ def _copy_readable(path: Path, database: Database) -> int:
     with contextlib.closing(source):
         with contextlib.suppress(sqlite3.Error):
             source.execute("PRAGMA writable_schema = 1")  # It reads files that are too short, too.
-        insert = "INSERT OR IGNORE INTO event(seq, wire, at, sent) VALUES (?, ?, ?, ?)"
+        insert = "INSERT OR IGNORE INTO event(seq, wire, at, sent, session) VALUES (?, ?, ?, ?, ?)"
+        following = _NEXT % ("session" if _has_sessions(source) else "NULL")
         read = 0
         after, step = 0, 1
         while step < _FAR:
             try:
-                while rows := source.execute(_NEXT, (after, _PAGES)).fetchall():
-                    good = [(row[0], row[1].decode(), *row[2:]) for row in rows if _is_good(row)]
+                while rows := source.execute(following, (after, _PAGES)).fetchall():
+                    good = [_decoded(row) for row in rows if _is_good(row)]
                     database._in_transaction(*[(insert, row) for row in good])
                     read, after, step = read + len(good), rows[-1][0], 1
                 break
             except sqlite3.Error:
                 # A page cannot be read: one row after the other up to there, then on behind it.
-                row = _read_one(source, after)
+                row = _read_one(source, following, after)
                 if row is not None and _is_good(row):
-                    database._in_transaction((insert, (row[0], row[1].decode(), *row[2:])))
+                    database._in_transaction((insert, _decoded(row)))
                     read += 1
                 after, step = (row[0], 1) if row is not None else (after + step, step * 2)
         tally = {"accepted": read}
@@ -489,20 +491,50 @@ def _copy_readable(path: Path, database: Database) -> int:
 
 
 _FAR: Final = 2**40
-_NEXT: Final = "SELECT seq, wire, at, sent FROM event WHERE seq > ? ORDER BY seq LIMIT ?"
+_NEXT: Final = "SELECT seq, wire, at, sent, %s FROM event NOT INDEXED WHERE seq > ? ORDER BY seq LIMIT ?"
 
 
-def _read_one(source: sqlite3.Connection, after: int) -> Any:
+def _has_sessions(source: sqlite3.Connection) -> bool:
+    """Returns True if a damaged file has the column; version 1 has none."""
+    try:
+        source.execute("SELECT session FROM event LIMIT 0")
+    except sqlite3.Error:
+        return False
+    return True
+
+
+def _read_one(source: sqlite3.Connection, following: str, after: int) -> Any:
     """Returns the next row behind a number; `None` if it cannot be read."""
     try:
-        return source.execute(_NEXT, (after, 1)).fetchone()
+        return source.execute(following, (after, 1)).fetchone()
     except sqlite3.Error:
         return None
 
 
 def _is_good(row: tuple[Any, ...]) -> bool:
-    _, wire, at, sent = row
-    return isinstance(wire, bytes) and _is_text(wire) and isinstance(at, int) and isinstance(sent, int)
+    _, wire, at, sent, session = row
+    is_named = session is None or (isinstance(session, bytes) and _is_text(session))
+    return (
+        is_named
+        and isinstance(wire, bytes)
+        and _is_text(wire)
+        and isinstance(at, int)
+        and isinstance(sent, int)
+    )
+
+
+def _decoded(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple([value.decode() if isinstance(value, bytes) else value for value in row])
+
+
+def _by_number(sessions: dict[int, str]) -> bytes:
+    keys = {number: _key(session_id) for number, session_id in sessions.items()}
+    return orjson.dumps(keys, option=orjson.OPT_NON_STR_KEYS)
+
+
+def _key(session_id: str) -> str:
+    """Returns how a session is named in the database: SQLite's JSON would cut it at a NUL."""
+    return session_id.replace("\\", "\\\\").replace("\0", "\\0")
 
 
 def _as_json(numbers: list[int]) -> str:

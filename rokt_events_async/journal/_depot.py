@@ -112,9 +112,9 @@ class StoreFile:
 
         self._depot.submit(self.file, job, done)
 
-    def make_findable(self, numbers: list[int], done: Done[Size | StoreFailure]) -> None:
+    def make_findable(self, sessions: dict[int, str], done: Done[Size | StoreFailure]) -> None:
         def job(files: Files) -> Size:
-            self._depot.database(files, self.file).make_findable(numbers)
+            self._depot.database(files, self.file).make_findable(sessions)
             return self._depot.measure(files, self.file, appended=0)
 
         self._depot.submit(self.file, job, done)

@@ -38,7 +38,7 @@ class Store:
     def load(self, query: Query, done: Callable[[Any], None]) -> None:
         """Reads nothing."""
 
-    def make_findable(self, numbers: list[int], done: Callable[[Any], None]) -> None:
+    def make_findable(self, sessions: dict[int, str], done: Callable[[Any], None]) -> None:
         """Finds nothing."""
 
     def condemn(self, number: int, why: str, done: Callable[[Any], None]) -> None:

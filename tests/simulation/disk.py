@@ -184,8 +184,8 @@ class FakeStore:
             done(Page(found, read_to, len(self.file.rows)))
             self._disk.owner.may_crash("after a page was taken")
 
-    def make_findable(self, numbers: list[int], done: Callable[[Any], None]) -> None:
-        self._later(self._make_findable, numbers, done)
+    def make_findable(self, sessions: dict[int, str], done: Callable[[Any], None]) -> None:
+        self._later(self._make_findable, [*sessions], done)
 
     def _make_findable(self, numbers: list[int], done: Callable[[Any], None]) -> None:
         if self._life != self._disk.life:

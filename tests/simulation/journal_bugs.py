@@ -169,8 +169,8 @@ def _() -> Any:
 def _() -> Any:
     original = Recovery._bring_back
 
-    def bring_back(self: Recovery, asked: Any, stored: Any, event: Any) -> bool:
-        original(self, asked, stored, event)
+    def bring_back(self: Recovery, source: Any, stored: Any, event: Any) -> bool:
+        original(self, source, stored, event)
         return True
 
     return replace(Recovery, "_bring_back", bring_back)
@@ -267,20 +267,20 @@ def _() -> Any:
 
 @bug("whatever is deferred, all sessions queue behind it")
 def _() -> Any:
-    return replace(Recovery, "is_behind", lambda self, session_id: not self._backlogs.own.is_empty)
+    return replace(Recovery, "is_behind", lambda self, session_id: not self._own.backlog.is_empty)
 
 
 @bug("a session at its share stops what is behind it")
 def _() -> Any:
-    def take_page(self: Recovery, asked: Any, page: Any) -> list[int]:
+    def take_page(self: Recovery, source: Any, page: Any) -> dict[int, str]:
         for place, stored in enumerate(page.events):
-            event = self._decode(asked, stored)
+            event = self._decode(source, stored)
             assert event is not None
-            if not self._room.fits_share(event.session_id, len(stored.wire), part=2):
-                self._wait(0.5)
+            if not self._may_hold(event.session_id, len(stored.wire)):
+                source.not_before = self._loop.time() + 0.5
                 read_to = stored.number - 1
-                return original(self, asked, Page(page.events[:place], read_to, page.stored))
-        return original(self, asked, page)
+                return original(self, source, Page(page.events[:place], read_to, page.stored))
+        return original(self, source, page)
 
     original = Recovery._take_page
     return replace(Recovery, "_take_page", take_page)
@@ -293,10 +293,10 @@ def _() -> Any:
 
 @bug("a session that was passed over is done with after one page")
 def _() -> Any:
-    def take_session(self: Recovery, asked: Any, session_id: str, page: Any) -> None:
-        original(self, asked, session_id, page)
-        asked.backlog._passed.pop(session_id, None)
-        asked.backlog._ready.pop(session_id, None)
+    def take_session(self: Recovery, source: Any, session_id: str, page: Any) -> None:
+        original(self, source, session_id, page)
+        source.backlog._passed.pop(session_id, None)
+        source.backlog._ready.pop(session_id, None)
 
     original = Recovery._take_session
     return replace(Recovery, "_take_session", take_session)
@@ -304,7 +304,7 @@ def _() -> Any:
 
 @bug("what is passed over in an earlier process's file is not made findable")
 def _() -> Any:
-    return replace(Recovery, "_make_findable", lambda self, commits, numbers: None)
+    return replace(Recovery, "_make_findable", lambda self, commits, sessions: None)
 
 
 @bug("a page that does not fit counts as read")
@@ -321,12 +321,12 @@ def _() -> Any:
 def _() -> Any:
     original = Recovery._ask
 
-    def ask(self: Recovery, commits: Commits, backlog: Backlog, *, only_deferred: bool) -> bool:
-        written, commits.written = commits.written, 10**9
+    def ask(self: Recovery, source: Any) -> bool:
+        written, source.commits.written = source.commits.written, 10**9
         try:
-            return original(self, commits, backlog, only_deferred=only_deferred)
+            return original(self, source)
         finally:
-            commits.written = written
+            source.commits.written = written
 
     return replace(Recovery, "_ask", ask)
 
