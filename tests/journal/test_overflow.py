@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import logging
+import sqlite3
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -30,7 +32,7 @@ from rokt_events_async._pipeline.store import StoreFailure
 from rokt_events_async._protocol.encoding import decode
 from rokt_events_async.journal import _depot
 from rokt_events_async.journal._database import Database
-from rokt_events_async.journal.files import list_files
+from rokt_events_async.journal.files import erase_session, list_files
 from rokt_events_async.sandbox import Sandbox
 from tests.diary import Diary
 from tests.samples import emitter_for, event
@@ -361,3 +363,190 @@ async def test_no_object_of_a_deferred_event_stays(sandbox: Rokt, tmp_path: Path
         await track(emitter, 50)
         gc.collect()
         assert sum(type(one).__name__ == "StoredDelivery" for one in gc.get_objects()) == before
+
+
+def refuse_appends(monkeypatch: pytest.MonkeyPatch, *, after: float = 0.0) -> Any:
+    """Lets the disk take no event; returns what ends that."""
+    original = _depot.StoreFile.commit
+
+    def commit(self: Any, step: Any, done: Any) -> None:
+        if step.wires:
+            asyncio.get_running_loop().call_later(after, done, FAILURE)
+        else:
+            original(self, step, done)
+
+    monkeypatch.setattr(_depot.StoreFile, "commit", commit)
+    return lambda: monkeypatch.setattr(_depot.StoreFile, "commit", original)
+
+
+async def test_an_event_in_memory_alone_is_not_told_deferred(
+    sandbox: Rokt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although others of its session are, at a close; it is still tried."""
+    sandbox.outage = True
+    settings: dict[str, Any] = {
+        "flush_interval": 0.01,
+        "retry": RetryPolicy(wait=(5.0, 6.0)),
+        "observers": [],
+    }
+    journal = Journal(tmp_path, on_error="memory")
+    async with emitter_for(sandbox, journal=journal, close_timeout=0.5, **settings) as emitter:
+        await emitter.track(event("a"))
+        await until(lambda: emitter.stats.requests and not emitter.stats.in_flight)
+        well = refuse_appends(monkeypatch, after=0.2)
+        second = asyncio.ensure_future(emitter.track(event("a")))
+        await asyncio.sleep(0.05)
+    well()
+    with pytest.raises(DeliveryFailedError):
+        await (await second)
+    (file,) = list_files(tmp_path)
+    assert (emitter.stats.failed, file.stored) == (1, 1)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "memory"])
+async def test_room_of_events_in_memory_alone_is_taken(
+    sandbox: Rokt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_error: Any
+) -> None:
+    """Their end is no commit: the deferred ones come back all the same."""
+    monkeypatch.setattr(recovery, "_TRY_AGAIN", 60.0)
+    sandbox.outage = True
+    settings: dict[str, Any] = {"max_pending": 4, "flush_interval": 0.01, "retry": QUICK, "observers": []}
+    async with emitter_for(sandbox, journal=Journal(tmp_path, on_error=on_error), **settings) as emitter:
+        well = refuse_appends(monkeypatch)
+        for _ in range(4):
+            emitter.track_nowait(event("a"))
+        await asyncio.sleep(0.05)
+        well()
+        await track(emitter, 3)
+        await asyncio.sleep(0.2)
+        sandbox.outage = False
+        assert await emitter.flush(timeout=10)
+    assert emitter.stats.delivered == 7
+
+
+async def test_what_is_on_disk_alone_is_looked_for_now_and_then(
+    sandbox: Rokt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although nothing has changed that would tell."""
+    monkeypatch.setattr(recovery, "_TRY_AGAIN", 0.05)
+    async with emitter_for(sandbox, journal=tmp_path, max_pending=1, flush_interval=60) as emitter:
+        await track(emitter, 2)
+        found = emitter._engine.recovery  # type: ignore[union-attr]
+        assert found is not None
+        monkeypatch.setattr(found._recorder, "on_progress", lambda: None)
+        emitter._engine.pool.flush()  # type: ignore[union-attr]
+        await until(lambda: emitter.health.deferred == 0)
+
+
+async def test_a_damaged_file_keeps_what_is_deferred(sandbox: Rokt, tmp_path: Path) -> None:
+    """It is rescued, and read on."""
+    sandbox.outage = True
+    settings: dict[str, Any] = {"max_pending": 4, "flush_interval": 0.01, "retry": QUICK, "observers": []}
+    async with emitter_for(sandbox, journal=tmp_path, **settings) as emitter:
+        ids = await track(emitter, 20)
+        store: Any = emitter._engine.recorder.own.store  # type: ignore[union-attr]
+        store._depot._damaged.add(store.file)
+        sandbox.outage = False
+        assert await emitter.flush(timeout=30)
+        assert emitter.stats.delivered == 20
+    assert order(sandbox) == {f"s{number}": ids[number::3] for number in range(3)}
+
+
+@pytest.mark.parametrize("max_pending", [5, 30, 60])
+async def test_one_session_holds_up_no_other_in_little_memory(
+    sandbox: Rokt, tmp_path: Path, max_pending: int
+) -> None:
+    """It gets a part of what comes back, however large its share is."""
+    sandbox.outage = True
+    settings: dict[str, Any] = {"max_session_share": 1.0, "flush_interval": 0.01, "retry": QUICK}
+    async with emitter_for(
+        sandbox, journal=tmp_path, max_pending=max_pending, observers=[], close_timeout=0.5, **settings
+    ) as emitter:
+        for number in range(max_pending):
+            await emitter.track(event(f"first {number}"))
+        for _ in range(100):
+            await emitter.track(event("bad"))
+        for number in range(20):
+            await emitter.track(event(f"good {number}"))
+        sandbox.failing.add("bad")
+        sandbox.outage = False
+        await until(lambda: emitter.stats.delivered == max_pending + 20)
+
+
+async def test_a_file_that_cannot_be_read_holds_up_no_other(
+    sandbox: Rokt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What this emitter has deferred comes back meanwhile."""
+    sandbox.outage = True
+    settings: dict[str, Any] = {"journal": tmp_path, "retry": QUICK, "flush_interval": 0.01, "observers": []}
+    async with emitter_for(sandbox, **settings) as first, emitter_for(sandbox, **settings) as second:
+        await track(first, 1)
+        await track(second, 1)
+    monkeypatch.setattr(recovery, "LOOK_AGAIN", (60.0, 60.0))
+    async with emitter_for(sandbox, max_pending=20, **settings) as emitter:
+        own, original = emitter._engine.recorder.own.store.path, _depot.StoreFile.load  # type: ignore[union-attr]
+
+        def load(self: Any, query: Any, done: Any) -> None:
+            if self.path != own:
+                asyncio.get_running_loop().call_soon(done, FAILURE)
+            else:
+                original(self, query, done)
+
+        monkeypatch.setattr(_depot.StoreFile, "load", load)
+        await track(emitter, 100)
+        sandbox.outage = False
+        assert await emitter.flush(timeout=20)
+
+
+async def test_the_next_file_is_adopted_after_one_that_cannot_be_read_to_its_end(
+    sandbox: Rokt, tmp_path: Path
+) -> None:
+    """Nothing else need happen for that."""
+    sandbox.outage = True
+    settings: dict[str, Any] = {"journal": tmp_path, "retry": QUICK, "flush_interval": 0.01, "observers": []}
+    async with (
+        emitter_for(sandbox, **settings) as first,
+        emitter_for(sandbox, **settings) as second,
+        emitter_for(sandbox, **settings) as third,
+    ):
+        for one in (first, second, third):
+            await track(one, 1)
+    paths = [file.path for file in list_files(tmp_path)]
+    with contextlib.closing(sqlite3.connect(paths[1])) as connection:
+        connection.execute("""UPDATE event SET wire = '{"a":1}'""")
+        connection.commit()
+    sandbox.outage = False
+    async with emitter_for(sandbox, **settings) as emitter:
+        await until(lambda: emitter.stats.delivered == 2)
+
+
+async def test_a_session_id_with_a_nul_is_found(sandbox: Rokt, tmp_path: Path) -> None:
+    """And erased, and no other with it."""
+    sandbox.outage = True
+    bounds: dict[str, Any] = {"max_pending": 40, "max_session_share": 0.2, "max_batch_size": 2}
+    settings: dict[str, Any] = {"journal": tmp_path, "retry": QUICK, "flush_interval": 0.01, "observers": []}
+    async with emitter_for(sandbox, **settings, **bounds) as emitter:
+        for session in ("a\0b", "a"):
+            for _ in range(40):
+                await emitter.track(event(session))
+        sandbox.outage = False
+        assert await emitter.flush(timeout=30)
+        assert emitter.stats.delivered == 80
+        sandbox.outage = True
+        for session in ("a\0b", "a"):
+            for _ in range(10):
+                await emitter.track(event(session))
+    assert erase_session(tmp_path, "a\0b").erased == 10
+    assert erase_session(tmp_path, "a").erased == 10
+
+
+async def test_a_burst_after_the_other_is_logged_once(
+    sandbox: Rokt, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not each time that memory has no room."""
+    async with emitter_for(sandbox, journal=tmp_path, max_pending=2, flush_interval=0.01) as emitter:
+        for _ in range(3):
+            await asyncio.gather(*(emitter.track(event(f"s{number}")) for number in range(20)))
+            await emitter.flush()
+    assert caplog.text.count("memory has room for no more events") == 1
+    assert caplog.text.count("came back from the journal") == 1
