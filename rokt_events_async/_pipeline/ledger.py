@@ -138,7 +138,12 @@ class Ledger:
     def admit(self, delivery: Delivery, now: float) -> None:
         """Counts an event that has room as accepted now, and as pending in the newest generation."""
         self._accepted += 1
-        self._admitted.join(delivery, now)
+        newest = self._admitted.all[-1]
+        if now >= newest.until:
+            self._admitted.join(delivery, now)
+        else:  # As `join` does, without the call.
+            delivery.accepted_at, delivery.generation = now, newest
+            newest.pending += 1
 
     def recover(self, delivery: Delivery, now: float) -> None:
         """Counts an event of an earlier process, for which room was taken, as pending."""
