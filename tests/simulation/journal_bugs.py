@@ -188,7 +188,7 @@ def _() -> Any:
 
 @bug("files of other processes are not adopted")
 def _() -> Any:
-    return replace(Recovery, "_on_timer", lambda self: None)
+    return replace(Recovery, "_on_look_timer", lambda self: None)
 
 
 @bug("a close fails what is on disk")
