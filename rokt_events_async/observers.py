@@ -194,6 +194,8 @@ class LoggingObserver(Observer):
         self._quiet_until = -math.inf
         self._outage: Health | None = None
         self._returns = _Returns(-math.inf)
+        self._deferred = 0
+        self._deferred_since = 0.0
         self._is_deferral_told = False
         self._deferral_quiet_until = -math.inf
 
@@ -232,8 +234,16 @@ class LoggingObserver(Observer):
             )
             self._logger.log(self._level, text, _count(after.pending, "event"))
 
+    def on_deferred(self, delivery: Delivery) -> None:
+        if not self._deferred:
+            self._deferred_since = self._clock()
+        self._deferred += 1
+
     def on_returned(self, count: int, left: int, oldest: datetime | None) -> None:
         now = self._clock()
+        self._deferred = left
+        if oldest is not None:
+            self._deferred_since = now - (datetime.now(UTC) - oldest).total_seconds()
         if not self._returns.count:
             self._returns = _Returns(now)
         self._returns.count += count
@@ -268,13 +278,21 @@ class LoggingObserver(Observer):
         }
         waiting = f"{_count(retry.pending, 'event')} of {_count(retry.sessions, 'session')}"
         if self._outage is not None and self._outage.since is not None:
-            text = "outage since %s: %s wait; the last attempt ended with: %s"
-            values: tuple[object, ...] = (_when(self._outage.since), waiting, retry.reason)
+            text = "outage since %s: %s wait%s; the last attempt ended with: %s"
+            more = self._in_the_journal(now=now)
+            values: tuple[object, ...] = (_when(self._outage.since), waiting, more, retry.reason)
         else:
             text = "%s not delivered so far: %s (attempts: %d), next attempt in %.1f s; %s pending"
             events = _count(len(retry.deliveries), "event")
             values = events, retry.reason, retry.attempts, retry.wait, waiting
         self._logger.log(self._level, text, *values, extra=fields)
+
+    def _in_the_journal(self, *, now: float) -> str:
+        """Returns how many events are deferred, as the rest of a sentence; empty if there are none."""
+        if not self._deferred:
+            return ""
+        age = _age(now - self._deferred_since)
+        return f", and {_count(self._deferred, 'event')} in the journal, the oldest {age} old"
 
     def _tell_of_credentials(self, before: Health, after: Health) -> None:
         if after.state == "credentials_refused":

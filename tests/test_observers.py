@@ -32,7 +32,7 @@ from rokt_events_async.errors import ApiError
 from rokt_events_async.outcomes import HealthState
 from rokt_events_async.sandbox import Sandbox
 from tests.diary import Diary
-from tests.samples import CREDENTIALS, Clock, OpenEmitter, emitter_for, event
+from tests.samples import CREDENTIALS, NOW, Clock, OpenEmitter, emitter_for, event
 
 
 def failed(error: type[DeliveryError] = DeliveryFailedError, **more: Any) -> DeliveryError:
@@ -426,6 +426,26 @@ def test_files_that_were_adopted_are_told_of(
     """With how many events they hold, and how old the oldest is."""
     LoggingObserver().on_recovered(312, datetime.now(UTC) - age)
     assert caplog.messages == [f"adopted 1 file of the journal, 312 events, the oldest {shown} old"]
+
+
+async def test_an_outage_tells_what_is_in_the_journal(caplog: pytest.LogCaptureFixture) -> None:
+    """How many events, and how old the oldest is."""
+    clock = [1000.0]
+    observer = LoggingObserver(_clock=lambda: clock[0])
+    observer.on_health(health("ok", NOW), health("outage", NOW))
+    one = Delivery()
+    for _ in range(1200):
+        observer.on_deferred(one)
+    clock[0] += 300
+    observer.on_retry(RetryReport((one,), 3, 503, "HTTP 503", 1.0, pending=10, sessions=2))
+    assert caplog.messages[-1].startswith(
+        "outage since 12:00:00 UTC: 10 events of 2 sessions wait, "
+        "and 1,200 events in the journal, the oldest 5 minutes old; the last attempt"
+    )
+    observer.on_returned(1000, 200, datetime.now(UTC) - timedelta(hours=1))
+    clock[0] += 10
+    observer.on_retry(RetryReport((one,), 3, 503, "HTTP 503", 1.0, pending=10, sessions=2))
+    assert "and 200 events in the journal, the oldest 1 hour old" in caplog.messages[-1]
 
 
 def test_a_deferral_without_returns_ends_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
