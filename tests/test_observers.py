@@ -451,8 +451,13 @@ async def test_an_outage_tells_what_is_in_the_journal(caplog: pytest.LogCaptureF
 def test_a_deferral_without_returns_ends_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
     """What is left stays for the next process, and the close tells of it."""
     before, after = Health(state="closing", problems=("deferring",)), Health(state="closed")
-    LoggingObserver().on_health(before, after)
+    observer = LoggingObserver()
+    observer.on_health(before, after)
     assert caplog.messages == []
+    observer.on_health(Health(state="ok"), before)
+    observer.on_health(before, after)
+    (message,) = caplog.messages
+    assert message.startswith("memory has room for no more events")
 
 
 def test_a_misspelt_method_is_refused() -> None:

@@ -98,7 +98,7 @@ def test_every_life_with_a_journal_keeps_the_invariants() -> None:
 
 def test_some_lives_in_this_process() -> None:
     """The others are played in processes of their own, which a coverage run does not see."""
-    assert [violation for seed in (*range(60), 132, 285, 563) if (violation := play_lives(seed)[1])] == []
+    assert [violation for seed in (*range(60), 132, 142, 285) if (violation := play_lives(seed)[1])] == []
 
 
 @pytest.mark.parametrize("name", [*BUGS, *JOURNAL_BUGS])
