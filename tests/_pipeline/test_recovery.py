@@ -83,7 +83,7 @@ async def test_adoption_that_fails_is_tried_again(
     ):
         await first.track(event())
         await second.track(event())
-    async with emitter_for(sandbox, journal=tmp_path) as emitter:
+    async with emitter_for(sandbox, journal=tmp_path):
         await until(lambda: "could not be deleted" in caplog.text)
     assert "the journal files of other processes cannot be read: file" in caplog.text
 
