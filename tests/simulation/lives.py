@@ -284,7 +284,9 @@ class Lives:
             session, size = event.session_id, len(delivery.wire)
             has_room = room._fits(size) and room.fits_share(session, size)
             self.reached["deferred: behind others" if has_room else "deferred: no room"] += 1
-            if has_room and not self.alone.get(session) and not self.disk_share:
+            # A session that was passed over is so until the loader has seen that nothing of it is left.
+            is_passed_over = intake._recovery._own.backlog.is_passed_over(session)
+            if has_room and not (self.alone.get(session) or is_passed_over or self.disk_share):
                 self.violated(f"12: {event.parent_guid} is deferred, though there is room for it")
             self.alone.setdefault(session, set()).add(event.parent_guid)
             original(intake, delivery)
