@@ -117,7 +117,8 @@ class Emitter:
         max_session_share: The part of both bounds that one session may hold, at least one full batch.
             Beyond it the queue is full for that session only.
         max_wait: Seconds that `track` waits for room; 0 never waits, `None` waits without bound. After a
-            caller has waited in vain, callers do not wait until room comes free.
+            caller has waited in vain, callers do not wait until room comes free. Without effect with a
+            journal, which has room.
         when_full: What `track` does then: `"drop"` accepts the event and fails it at once, counted, logged
             and handed to `on_undelivered`; `"raise"` raises a `QueueFullError`.
         retry: When a request is retried, and when its events are given up.

@@ -390,7 +390,7 @@ class Lives:
 
     async def _end(self, emitter: Emitter, callers: list[asyncio.Task[None]]) -> None:
         await self._close(emitter)
-        for caller in callers:  # Those that waited for room were woken by the close.
+        for caller in callers:
             await caller
 
     def _is_held_up(self, event_id: str) -> bool:
