@@ -289,7 +289,7 @@ class Ledger:
         """Returns a snapshot; `rest` is what others keep.
 
         Safe from any thread, without a lock: the outcomes are read in one step, and before what was accepted,
-        so that the sum holds and no number ever falls but `pending`.
+        so that the sum holds, and no number ever falls but `pending` and `journal.deferred`.
         """
         outcomes = self._outcomes.copy()
         left = self._deferred

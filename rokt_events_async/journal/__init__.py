@@ -47,7 +47,7 @@ class Journal:
             Without that it survives the process.
         max_bytes: The most bytes of the directory; beyond that the emitter does as its `when_full` says.
         on_error: What becomes of an event that cannot be stored: `"raise"` refuses it with a `JournalError`,
-            `"memory"` accepts it into memory alone.
+            `"memory"` accepts it into memory alone, if that has room.
 
     Raises:
         InvalidSettingError: A value is out of bounds, or the system is Windows.

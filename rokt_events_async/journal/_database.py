@@ -319,14 +319,6 @@ class Database:
         ]
         return Page(events, read_to, self.stored())
 
-    def make_findable(self, sessions: dict[int, str]) -> None:
-        """Has events found by their session.
-
-        Raises:
-            sqlite3.Error: Nothing was done.
-        """
-        self._in_transaction((_FINDABLE, (_by_number(sessions).decode(),)))
-
     def condemn(self, number: int, why: str) -> None:
         """Puts an event aside that cannot be sent.
 
@@ -407,10 +399,6 @@ _OF_SESSION: Final = """
 SELECT seq, 0 FROM event WHERE instr(CAST(wire AS TEXT), ?) > 0
 UNION ALL SELECT seq, 1 FROM bad WHERE instr(CAST(wire AS TEXT), ?) > 0
 """
-_FINDABLE: Final = (
-    "UPDATE event SET session = change.value FROM json_each(?) AS change "
-    "WHERE event.seq = CAST(change.key AS INTEGER)"
-)
 _COUNT: Final = (
     "INSERT INTO tally(outcome, count) VALUES (?, ?) "
     "ON CONFLICT(outcome) DO UPDATE SET count = count + excluded.count"

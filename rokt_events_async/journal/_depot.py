@@ -114,7 +114,7 @@ class StoreFile:
 
     def make_findable(self, sessions: dict[int, str], done: Done[Size | StoreFailure]) -> None:
         def job(files: Files) -> Size:
-            self._depot.database(files, self.file).make_findable(sessions)
+            self._depot.database(files, self.file).commit(Step(deferred=sessions))
             return self._depot.measure(files, self.file, appended=0)
 
         self._depot.submit(self.file, job, done)

@@ -119,7 +119,7 @@ def test_deferred_events_are_read_alone_by_session_and_without_sessions(database
         *[True] * 3,
         False,
     ]
-    database.make_findable({1: "a", 5: "a"})
+    database.commit(Step(deferred={1: "a", 5: "a"}))
     assert found(session_id="a") == [1, 3, 5]
     assert found(without=("a",)) == [2, 4]
     count, oldest = database.deferred()
@@ -151,7 +151,7 @@ def test_a_file_of_version_1_is_brought_to_version_2(path: Path, monkeypatch: py
     path.with_suffix(".ballast").write_bytes(b"x" * 2**20)
     with contextlib.closing(Database(path, fsync=False)) as database:
         assert [stored.number for stored in database.load(Query(0, 9, 9)).events] == [1]
-        database.make_findable({1: "s"})
+        database.commit(Step(deferred={1: "s"}))
         assert [one.number for one in database.load(Query(0, 9, 9, session_id="s")).events] == [1]
     assert len(statements) == 2
     with contextlib.closing(connect(path)) as connection:
