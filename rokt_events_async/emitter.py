@@ -26,19 +26,19 @@ from typing import Any, Final, Generic, Literal, NoReturn, Self, TypeVar, get_ar
 
 import aiohttp
 
-from rokt_events_async._pipeline.context import Home, outcome_lost_error, running_loop
 from rokt_events_async._pipeline.dead_letters import DeadLetters, OnUndelivered
 from rokt_events_async._pipeline.engine import Engine, assemble
-from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.intake import Intake
 from rokt_events_async._pipeline.keyring import CredentialsProvider, Keyring
-from rokt_events_async._pipeline.log import log
 from rokt_events_async._pipeline.recorder import Recorder
 from rokt_events_async._pipeline.retry import Random
 from rokt_events_async._pipeline.room import closed_error
 from rokt_events_async._pipeline.store import Depot
-from rokt_events_async._pipeline.threadsafe import Listeners, LoopGoneError, run_there
 from rokt_events_async._pipeline.transport import HttpTransport, Transport, check_session
+from rokt_events_async._tracking.context import Home, outcome_lost_error, running_loop
+from rokt_events_async._tracking.hooks import Hooks
+from rokt_events_async._tracking.log import log
+from rokt_events_async._tracking.threadsafe import Listeners, LoopGoneError, run_there
 from rokt_events_async.errors import (
     EmitterClosedError,
     EmitterNotStartedError,

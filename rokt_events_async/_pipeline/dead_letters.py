@@ -24,8 +24,8 @@ from collections.abc import Awaitable, Callable
 from contextvars import Context
 from typing import Any, Final
 
-from rokt_events_async._pipeline.hooks import check_takes
-from rokt_events_async._pipeline.log import log, log_raised
+from rokt_events_async._tracking.hooks import check_takes
+from rokt_events_async._tracking.log import log, log_raised
 from rokt_events_async.errors import InvalidSettingError
 from rokt_events_async.observers import Observer
 from rokt_events_async.outcomes import Delivery, DeliveryError

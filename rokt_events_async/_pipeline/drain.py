@@ -20,16 +20,16 @@ import attrs
 
 from rokt_events_async._pipeline.dead_letters import DeadLetters
 from rokt_events_async._pipeline.health import HealthMonitor
-from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.keyring import Keyring
 from rokt_events_async._pipeline.ledger import Ledger
-from rokt_events_async._pipeline.log import log
 from rokt_events_async._pipeline.recorder import Recorder
 from rokt_events_async._pipeline.recovery import Recovery
 from rokt_events_async._pipeline.room import Room
 from rokt_events_async._pipeline.scheduler import Pool
-from rokt_events_async._pipeline.threadsafe import Listeners
 from rokt_events_async._pipeline.transport import Transport
+from rokt_events_async._tracking.hooks import Hooks
+from rokt_events_async._tracking.log import log
+from rokt_events_async._tracking.threadsafe import Listeners
 from rokt_events_async.outcomes import DrainReport, Receipt
 
 

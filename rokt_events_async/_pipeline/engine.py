@@ -17,7 +17,6 @@ from rokt_events_async._pipeline.breaker import Breaker
 from rokt_events_async._pipeline.dead_letters import DeadLetters
 from rokt_events_async._pipeline.drain import Drain
 from rokt_events_async._pipeline.health import HealthMonitor
-from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.intake import DurableIntake, Intake
 from rokt_events_async._pipeline.keyring import Episode, Keyring
 from rokt_events_async._pipeline.ledger import Ledger
@@ -29,8 +28,9 @@ from rokt_events_async._pipeline.room import Room, session_share
 from rokt_events_async._pipeline.scheduler import Pool
 from rokt_events_async._pipeline.sender import Sender
 from rokt_events_async._pipeline.settlement import Settlement
-from rokt_events_async._pipeline.threadsafe import Listeners
 from rokt_events_async._pipeline.transport import Transport
+from rokt_events_async._tracking.hooks import Hooks
+from rokt_events_async._tracking.threadsafe import Listeners
 from rokt_events_async.outcomes import Delivery, EmitterStats
 from rokt_events_async.settings import EmitterSettings
 

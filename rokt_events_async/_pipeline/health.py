@@ -15,12 +15,12 @@ from typing import Any, Final
 from rokt_events_async._pipeline.backlog import Backlogs
 from rokt_events_async._pipeline.batching import Batches
 from rokt_events_async._pipeline.breaker import Breaker
-from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.keyring import Episode
 from rokt_events_async._pipeline.ledger import Ledger
 from rokt_events_async._pipeline.parking import Parking
 from rokt_events_async._pipeline.recorder import Recorder
 from rokt_events_async._pipeline.room import Room
+from rokt_events_async._tracking.hooks import Hooks
 from rokt_events_async.outcomes import Health, HealthState, LastError
 
 CallLater = Callable[[float, Callable[[], None]], asyncio.TimerHandle]

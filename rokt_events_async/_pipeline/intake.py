@@ -11,7 +11,6 @@ from typing import Any, Final
 from rokt_events_async._fields import DEFAULT_TIME, problem
 from rokt_events_async._pipeline.commits import StoredDelivery
 from rokt_events_async._pipeline.health import HealthMonitor
-from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.ledger import Ledger
 from rokt_events_async._pipeline.recorder import Recorder
 from rokt_events_async._pipeline.recovery import Recovery
@@ -19,6 +18,7 @@ from rokt_events_async._pipeline.room import Room
 from rokt_events_async._pipeline.scheduler import Pool
 from rokt_events_async._pipeline.store import StoreFailure
 from rokt_events_async._protocol.encoding import Stamp, encode
+from rokt_events_async._tracking.hooks import Hooks
 from rokt_events_async.errors import InvalidEventError, JournalError, QueueFullError
 from rokt_events_async.events import PartnerEvent, time_problems
 from rokt_events_async.outcomes import (

@@ -22,8 +22,8 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from rokt_events_async._pipeline.log import log
 from rokt_events_async._protocol.texts import clean
+from rokt_events_async._tracking.log import log
 from rokt_events_async.errors import InvalidSettingError
 from rokt_events_async.settings import Credentials
 

@@ -19,9 +19,9 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final, get_args
 
-from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.recorder import Recorder
 from rokt_events_async._pipeline.room import Room
+from rokt_events_async._tracking.hooks import Hooks
 from rokt_events_async.outcomes import (
     Delivery,
     DeliveryDeferredError,

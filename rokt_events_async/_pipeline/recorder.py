@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal
 
 from rokt_events_async._pipeline.commits import Commits, StoredDelivery, Tell
-from rokt_events_async._pipeline.log import log
 from rokt_events_async._pipeline.store import Depot, Size, Store, StoreFailure
+from rokt_events_async._tracking.log import log
 from rokt_events_async.outcomes import Delivery, JournalStats, Outcome
 
 OnError = Literal["raise", "memory"]

@@ -32,9 +32,7 @@ import attrs
 from rokt_events_async._pipeline.backlog import Backlog, Backlogs
 from rokt_events_async._pipeline.commits import Commits
 from rokt_events_async._pipeline.health import HealthMonitor
-from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.ledger import Ledger
-from rokt_events_async._pipeline.log import log
 from rokt_events_async._pipeline.recorder import Recorder
 from rokt_events_async._pipeline.retry import Random
 from rokt_events_async._pipeline.room import Room
@@ -42,6 +40,8 @@ from rokt_events_async._pipeline.scheduler import Pool
 from rokt_events_async._pipeline.settlement import Settlement
 from rokt_events_async._pipeline.store import Page, Query, Size, Store, StoredEvent, StoreFailure
 from rokt_events_async._protocol.encoding import decode
+from rokt_events_async._tracking.hooks import Hooks
+from rokt_events_async._tracking.log import log
 from rokt_events_async.errors import InvalidEventError
 from rokt_events_async.events import PartnerEvent
 from rokt_events_async.settings import EmitterSettings

@@ -38,11 +38,11 @@ from typing import Final
 
 from rokt_events_async._pipeline.batching import Batches
 from rokt_events_async._pipeline.breaker import Breaker
-from rokt_events_async._pipeline.log import log_fault
 from rokt_events_async._pipeline.parking import Parking
 from rokt_events_async._pipeline.sender import Sender
 from rokt_events_async._pipeline.settlement import Settlement
 from rokt_events_async._pipeline.trips import Trip
+from rokt_events_async._tracking.log import log_fault
 from rokt_events_async.outcomes import Cause, Delivery
 from rokt_events_async.settings import EmitterSettings
 

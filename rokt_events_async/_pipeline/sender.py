@@ -20,10 +20,8 @@ from rokt_events_async._pipeline import retry
 from rokt_events_async._pipeline.breaker import Breaker
 from rokt_events_async._pipeline.commits import is_settled
 from rokt_events_async._pipeline.health import HealthMonitor
-from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.keyring import Episode, Keyring
 from rokt_events_async._pipeline.ledger import Ledger
-from rokt_events_async._pipeline.log import log_fault
 from rokt_events_async._pipeline.recorder import Recorder
 from rokt_events_async._pipeline.settlement import Settlement, in_words
 from rokt_events_async._pipeline.splitting import SplitGuard
@@ -33,6 +31,8 @@ from rokt_events_async._protocol.encoding import join
 from rokt_events_async._protocol.replies import NoReply, Reply, says_all_processed
 from rokt_events_async._protocol.statuses import Disposition, classify
 from rokt_events_async._protocol.verdicts import Delivered, Rejected, match_unprocessed
+from rokt_events_async._tracking.hooks import Hooks
+from rokt_events_async._tracking.log import log_fault
 from rokt_events_async.events import MAX_AGE, is_expired
 from rokt_events_async.observers import RequestReport, RetryReport
 from rokt_events_async.outcomes import Cause, Delivery

@@ -30,8 +30,8 @@ from typing import Final, Protocol, TypeVar
 
 import attrs
 
-from rokt_events_async._pipeline.log import log, log_fault
 from rokt_events_async._pipeline.store import Done, Page, Query, Size, Step, Store, StoreFailure
+from rokt_events_async._tracking.log import log, log_fault
 from rokt_events_async.errors import JournalError
 from rokt_events_async.journal._database import (
     RESCUED,

@@ -8,9 +8,9 @@ from typing import Any
 import attrs
 
 from rokt_events_async import Delivery, QueueFullError
-from rokt_events_async._pipeline.hooks import Hooks
 from rokt_events_async._pipeline.ledger import Ledger
 from rokt_events_async._pipeline.room import Room
+from rokt_events_async._tracking.hooks import Hooks
 from tests.samples import SETTINGS
 
 

@@ -21,7 +21,6 @@ from rokt_events_async._pipeline.batching import Batches
 from rokt_events_async._pipeline.breaker import Breaker
 from rokt_events_async._pipeline.dead_letters import DeadLetters
 from rokt_events_async._pipeline.health import HealthMonitor
-from rokt_events_async._pipeline.hooks import Hook
 from rokt_events_async._pipeline.keyring import Episode
 from rokt_events_async._pipeline.ledger import Ledger
 from rokt_events_async._pipeline.room import Room, _Line
@@ -34,6 +33,7 @@ from rokt_events_async._pipeline.trips import Batch, Trip
 from rokt_events_async._protocol.replies import Reply, read_answer
 from rokt_events_async._protocol.statuses import Disposition, classify
 from rokt_events_async._protocol.verdicts import DELIVERED, UNKNOWN, Rejected
+from rokt_events_async._tracking.hooks import Hook
 from tests.simulation.world import sweep
 
 MAX_SEEDS = 500

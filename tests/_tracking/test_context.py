@@ -16,9 +16,9 @@ from rokt_events_async import (
     Receipt,
     WrongContextError,
 )
-from rokt_events_async._pipeline import context as context_module
 from rokt_events_async._pipeline import transport as transport_module
 from rokt_events_async._pipeline.transport import HttpTransport
+from rokt_events_async._tracking import context as context_module
 from rokt_events_async.sandbox import Sandbox
 from tests.programs import run_script
 from tests.samples import CREDENTIALS, emitter_for, event, missing

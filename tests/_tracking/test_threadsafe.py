@@ -30,8 +30,8 @@ from rokt_events_async import (
     Receipt,
     WrongContextError,
 )
-from rokt_events_async._pipeline import context as context_module
-from rokt_events_async._pipeline import threadsafe as threads_module
+from rokt_events_async._tracking import context as context_module
+from rokt_events_async._tracking import threadsafe as threads_module
 from rokt_events_async.sandbox import Sandbox
 from tests.programs import run_script
 from tests.samples import CREDENTIALS, NOW, Clock, event

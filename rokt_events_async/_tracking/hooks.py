@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context
 
-from rokt_events_async._pipeline.log import log_raised
+from rokt_events_async._tracking.log import log_raised
 from rokt_events_async.errors import InvalidSettingError
 from rokt_events_async.observers import Observer
 

@@ -19,7 +19,7 @@ from rokt_events_async import (
     Observer,
     Receipt,
 )
-from rokt_events_async._pipeline.hooks import Hooks
+from rokt_events_async._tracking.hooks import Hooks
 from rokt_events_async.sandbox import Sandbox
 from tests.diary import Diary
 from tests.samples import CREDENTIALS, OpenEmitter, emitter_for, event

@@ -1,0 +1,1 @@
+"""Shared by all trackers: where one lives, whom it tells, and calls from other threads."""
