@@ -7,6 +7,9 @@ RoktEventsError
 ├── NotAcceptedError                         the event was valid, and was not accepted
 │   ├── QueueFullError                       the queue has no room for the event
 │   ├── JournalError                         the journal could not store the event, or cannot be opened
+│   ├── QueueUnavailableError                the queue cannot be reached, or does not answer in time
+│   ├── PublishUnconfirmedError              the event may or may not be in the queue
+│   ├── QueueRefusedError                    the queue refuses: wrong password, evicting policy, other format
 │   ├── EmitterNotStartedError (RuntimeError)  used before `start()`
 │   └── EmitterClosedError   (RuntimeError)  used after `aclose()`
 ├── WrongContextError        (RuntimeError)  used in another loop, thread or process
@@ -105,6 +108,25 @@ class JournalError(NotAcceptedError):
         super().__init__(message)
         self.path = path
         self.reason = reason
+
+
+class QueueUnavailableError(NotAcceptedError):
+    """The queue cannot be reached. The event is not in the queue."""
+
+
+class PublishUnconfirmedError(NotAcceptedError):
+    """The queue did not answer in time, after the event was sent to it: the event may be in the queue.
+
+    It is published at most once more if the application publishes it again: Rokt may then count it twice.
+    """
+
+
+class QueueRefusedError(NotAcceptedError):
+    """The queue refuses to be used, and will until its settings or ours change.
+
+    A wrong password, a missing permission, a policy that evicts, another number of partitions, another
+    format.
+    """
 
 
 class EmitterNotStartedError(NotAcceptedError, RuntimeError):

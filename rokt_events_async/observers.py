@@ -11,20 +11,26 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextvars import Context
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import attrs
 
+from rokt_events_async.errors import NotAcceptedError
+from rokt_events_async.events import PartnerEvent
 from rokt_events_async.outcomes import (
     Cause,
+    DeadLetter,
     Delivery,
     DeliveryError,
     DrainReport,
     EventRejectedError,
     Health,
     Outcome,
+    PublishReceipt,
     Receipt,
+    RelayStats,
 )
 from rokt_events_async.settings import check_count, check_number
 
@@ -127,6 +133,31 @@ class Observer:
 
     def on_closed(self, report: DrainReport) -> None:
         """The emitter is closed. No other call follows."""
+
+    # A publisher and a relay.
+
+    def on_published(self, receipt: PublishReceipt, duration: float) -> None:
+        """A publisher has put an event into the queue, in so many seconds."""
+
+    def on_unpublished(self, event: PartnerEvent, error: NotAcceptedError) -> None:
+        """A publisher could not put an event into the queue, or does not know whether it has."""
+
+    def on_relay(self, before: RelayStats, after: RelayStats) -> None:
+        """A relay's account has been looked at, about once per second. The differences happened since."""
+
+    def on_dead_letter(self, letter: DeadLetter) -> None:
+        """A relay made a dead letter of an entry."""
+
+    def trace_parent(self) -> str | None:
+        """Returns the W3C `traceparent` of the span that is current where `track()` of a publisher is called.
+
+        It travels with the event, and comes back to `in_trace` at the relay.
+        """
+        return None
+
+    def in_trace(self, trace_parent: str) -> Context | None:
+        """Returns a context in which the span of that `traceparent` is current, `None` if there is none."""
+        return None
 
 
 @attrs.define

@@ -382,3 +382,150 @@ class Health:
     next_attempt_at: datetime | None = None
     is_breaker_open: bool = False
     stats: EmitterStats = EmitterStats()
+
+
+@attrs.frozen(weakref_slot=False)
+class PublishReceipt:
+    """The event is in the queue. What becomes of it, the relay knows.
+
+    Attributes:
+        event: The event, with its time stamped.
+        entry_id: The id of its entry in the queue.
+    """
+
+    event: PartnerEvent
+    entry_id: str
+
+
+@attrs.frozen
+class PublisherStats:
+    """A snapshot of a publisher's account.
+
+    Every event that was taken is accepted, refused, unconfirmed or pending.
+
+    Attributes:
+        accepted: Events that are in the queue.
+        refused: Events that are not: `track()` raised, or was cancelled before the event was sent.
+        unconfirmed: Events that may be: `track()` raised a `PublishUnconfirmedError`, or was cancelled.
+        pending: Events on their way into the queue.
+        pending_bytes: Their size as encoded, in bytes.
+        batches: How often events were sent to the queue.
+        repeats: Events sent again, because the queue had not answered. They may be in it twice; a relay
+            recognises them as a rule by their publish id.
+    """
+
+    accepted: int = 0
+    refused: int = 0
+    unconfirmed: int = 0
+    pending: int = 0
+    pending_bytes: int = 0
+    batches: int = 0
+    repeats: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class RelayStats:
+    """A snapshot of a relay's account, and of the queue as it last saw it.
+
+    Attributes:
+        read: Entries that it has read, those of other relays included.
+        delivered: Events that Rokt has accepted.
+        dead_letters: Entries that became dead letters.
+        redelivered: Entries that it took over and that may have been sent before: an upper bound of
+            duplicates.
+        taken_over: Entries of relays that had ended, those included.
+        repeated: Entries that their publisher had sent twice; the second was dropped if it was recognised.
+        repeats_dropped: How many of these were dropped.
+        possible_duplicates: Events sent again after Rokt's answer was lost.
+        acknowledged: Entries that it has removed from the queue.
+        acknowledged_elsewhere: Entries that were gone when it acknowledged them: another relay had them too.
+        held: Entries in its memory.
+        held_bytes: The size of their events, in bytes.
+        passed_over: Entries that wait in the queue because their session holds its share of the window.
+        partitions: The partitions that it reads.
+        relays: How many relays are alive, this one included.
+        waiting: Entries in the queue that no relay has read.
+        pending: Entries in the queue that relays have read and not acknowledged.
+        oldest_age: How long the oldest of both has been in the queue, in seconds.
+        queue_failures: How often the queue could not be reached.
+    """
+
+    read: int = 0
+    delivered: int = 0
+    dead_letters: int = 0
+    redelivered: int = 0
+    taken_over: int = 0
+    repeated: int = 0
+    repeats_dropped: int = 0
+    possible_duplicates: int = 0
+    acknowledged: int = 0
+    acknowledged_elsewhere: int = 0
+    held: int = 0
+    held_bytes: int = 0
+    passed_over: int = 0
+    partitions: tuple[int, ...] = ()
+    relays: int = 0
+    waiting: int = 0
+    pending: int = 0
+    oldest_age: float = 0.0
+    queue_failures: int = 0
+
+
+RelayState = Literal["new", "starting", "ok", "queue_unavailable", "closing", "closed"]
+"""The states of a relay's health."""
+
+
+@attrs.frozen(kw_only=True)
+class RelayHealth:
+    """How a relay is doing.
+
+    Attributes:
+        state: `"starting"` until the queue was reached for the first time; `"queue_unavailable"` while it
+            cannot be reached.
+        since: When this state began, in UTC; `None` before the start.
+        last_error: Why the queue could last not be reached.
+        emitter: How its emitter is doing: Rokt's side.
+        stats: The account at that moment.
+    """
+
+    state: RelayState
+    since: datetime | None = None
+    last_error: LastError | None = None
+    emitter: Health
+    stats: RelayStats = RelayStats()
+
+    @property
+    def is_ready(self) -> bool:
+        """True if the queue can be reached. It says nothing of Rokt: events wait in the queue."""
+        return self.state == "ok"
+
+
+@attrs.frozen(kw_only=True)
+class DeadLetter:
+    """An entry of a queue that a relay gave up, with the reason.
+
+    Attributes:
+        id: Its id among the dead letters; empty until it is one.
+        fields: The entry's fields as they were: names and values, alternating.
+        partition: The partition it came from.
+        outcome: `"rejected"`, `"expired"`, `"failed"`, `"unconfirmed"`, or `"unreadable"`.
+        cause: The `Cause`, as text.
+        reason: In words.
+        status: The HTTP status of the last answer, `None` if there was none.
+        errors: Rokt's own reasons.
+        attempts: How many requests carried the event.
+        relay_id: The relay that gave it up.
+        at: When, in UTC.
+    """
+
+    id: str = ""
+    fields: tuple[bytes, ...]
+    partition: int
+    outcome: str
+    cause: str = ""
+    reason: str = ""
+    status: int | None = None
+    errors: tuple[ApiError, ...] = ()
+    attempts: int = 0
+    relay_id: str = ""
+    at: datetime

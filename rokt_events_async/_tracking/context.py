@@ -1,6 +1,6 @@
-"""Where an emitter lives: the loop, thread and process in which it was started.
+"""Where a tracker lives: the loop, thread and process in which it was started.
 
-An emitter is used in its own loop and thread. Other threads of the same process reach it through
+A tracker is used in its own loop and thread. Other threads of the same process reach it through
 `threadsafe`; the child of a fork does not reach it at all.
 """
 
@@ -43,20 +43,25 @@ def running_loop() -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
     except RuntimeError:
         raise WrongContextError(
-            "no asyncio event loop runs here: an emitter works in asyncio, not in trio or plain threads"
+            "no asyncio event loop runs here: a tracker works in asyncio, not in trio or plain threads"
         ) from None
 
 
 class Home:
-    """The loop, thread and process of one emitter."""
+    """The loop, thread and process of one tracker.
 
-    def __init__(self) -> None:
+    Args:
+        what: What lives here, for messages.
+    """
+
+    def __init__(self, what: str = "emitter") -> None:
+        self._what = what
         self.loop: asyncio.AbstractEventLoop | None = None
         self._process = _this_process
         self._thread = 0
 
     def adopt_running_loop(self) -> asyncio.AbstractEventLoop:
-        """Makes the running loop, with its thread and process, the emitter's home."""
+        """Makes the running loop, with its thread and process, the tracker's home."""
         self.loop = running_loop()
         self._process, self._thread = _this_process, threading.get_ident()
         return self.loop
@@ -93,7 +98,7 @@ class Home:
         Raises:
             WrongContextError: The loop runs in another process, or not at all.
         """
-        assert self.loop is not None, "a started emitter has a loop"
+        assert self.loop is not None, "a started tracker has a loop"
         if not self.is_in_this_process():
             raise WrongContextError(self._describe())
         if not self.loop.is_running():
@@ -108,27 +113,29 @@ class Home:
         """
         what = "has cancelled this call" if is_cancelled else "does not run"
         then = "the event may be stored, and is then sent" if may_be_stored else "the event was not accepted"
-        return WrongContextError(f"the event loop in which the emitter was started {what}: {then}")
+        return WrongContextError(f"the event loop in which the {self._what} was started {what}: {then}")
 
     def _describe(self) -> str:
         if not self.is_in_this_process():
             return (
-                f"the emitter was started in process {self._process.pid}, and this is process "
+                f"the {self._what} was started in process {self._process.pid}, and this is process "
                 f"{_this_process.pid}: construct it before a fork, and start it in each child"
             )
         if self.loop is not None and self.loop.is_closed():
-            return "the event loop in which the emitter was started is closed: construct another emitter"
+            what = self._what
+            return f"the event loop in which the {what} was started is closed: construct another {what}"
         if threading.get_ident() == self._thread:
             return (
-                "the emitter was started in another event loop of this thread: start it in the loop that "
-                "uses it (a pytest fixture can have another loop than its test: give both one loop_scope)"
+                f"the {self._what} was started in another event loop of this thread: start it in the loop "
+                "that uses it (a pytest fixture can have another loop than its test: give both a loop_scope)"
             )
-        return "the emitter was started in another thread; from here use emitter.track_threadsafe(event)"
+        what = self._what
+        return f"the {what} was started in another thread; from here use {what}.track_threadsafe(event)"
 
 
 def outcome_lost_error() -> WrongContextError:
     """Returns the error for threads that wait for an outcome when the loop ends."""
     return WrongContextError(
-        "the event loop in which the emitter was started has ended before the event's outcome was known: "
-        "close the emitter before its loop ends"
+        "the event loop in which the tracker was started has ended before the event's outcome was known: "
+        "close the tracker before its loop ends"
     )

@@ -1,4 +1,4 @@
-"""Calls observers so that nothing they do reaches the emitter.
+"""Calls observers so that nothing they do reaches the tracker.
 
 A `Hook` holds, for one thing that can happen, the observers' methods that want to know. A hook without
 any is empty and false: the engine asks `if hooks.accepted:` before it prepares what it would pass.
@@ -21,7 +21,7 @@ Method = Callable[..., object]
 
 
 class _Guard:
-    """What all hooks of one emitter share: which observers have raised, and whether one wants to exit."""
+    """What all hooks of one tracker share: which observers have raised, and whether one wants to exit."""
 
     def __init__(self) -> None:
         self._blamed: set[int] = set()
@@ -47,7 +47,7 @@ class _Guard:
 class Hook(tuple[tuple[Observer, Method], ...]):
     """The observers' methods for one thing that can happen. Calling the hook calls them all, in order.
 
-    They run in an empty context, wherever the hook is called: what an emitter does belongs to no request.
+    They run in an empty context, wherever the hook is called: what a tracker does belongs to no request.
     """
 
     guard: _Guard
@@ -75,7 +75,7 @@ class _HookOfCaller(Hook):
 
 
 class Hooks:
-    """All hooks of one emitter.
+    """All hooks of one tracker.
 
     Args:
         dead_letters: Told after the observers.
@@ -99,6 +99,36 @@ class Hooks:
         self.recovered = self._hook(checked, "on_recovered")
         self.health = self._hook(checked, "on_health")
         self.closed = self._hook(checked, "on_closed")
+        self.published = self._hook(checked, "on_published")
+        self.unpublished = self._hook(checked, "on_unpublished")
+        self.relay = self._hook(checked, "on_relay")
+        self.dead_letter = self._hook(checked, "on_dead_letter")
+        self._tracing = [one for one in checked if type(one).trace_parent is not Observer.trace_parent]
+
+    @property
+    def has_traces(self) -> bool:
+        """Returns True if an observer traces."""
+        return bool(self._tracing)
+
+    def trace_parent(self) -> str | None:
+        """Returns the W3C `traceparent` of the caller's context, from the first observer that has one."""
+        for observer in self._tracing:
+            try:
+                if found := observer.trace_parent():
+                    return found
+            except Exception as error:  # noqa: BLE001 -- an observer may raise anything
+                self._guard.blame(observer, observer.trace_parent, error)
+        return None
+
+    def in_trace(self, trace_parent: str) -> Context | None:
+        """Returns a context in which the trace of a `traceparent` goes on."""
+        for observer in self._tracing:
+            try:
+                if found := observer.in_trace(trace_parent):
+                    return found
+            except Exception as error:  # noqa: BLE001 -- an observer may raise anything
+                self._guard.blame(observer, observer.in_trace, error)
+        return None
 
     def _hook(self, observers: tuple[Observer, ...], name: str) -> Hook:
         hook = Hook(_overridden(observers, name))

@@ -1,0 +1,654 @@
+"""A queue on Valkey (7.2 or later) or Redis (7.0 or later): streams, with one consumer group.
+
+Keys, all in one hash slot:
+
+| key | what it holds |
+|---|---|
+| `{rokt}:events:0` to `…:15` | the partitions, streams with the group `relays` |
+| `{rokt}:dead` | the dead letters, a stream |
+| `{rokt}:relay:<relay_id>` | a heartbeat, which expires |
+| `{rokt}:relays` | the ids of all relays, a set |
+| `{rokt}:meta` | the format, the number of partitions, dead letters dropped; a hash |
+
+A mark is the delivery counter of a pending entry: 1 after the read, 2 once its event may be sent. Scripts
+that relieve the server may run while its memory is full; those that add to it may not. No command is newer
+than Redis 7.0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
+
+try:
+    import hiredis  # noqa: F401 -- redis-py uses it if it is there; without it, replies are parsed slowly
+    from redis.asyncio import connection as redis_connection
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+    from redis.credentials import CredentialProvider
+except ModuleNotFoundError as _missing:  # pragma: no cover -- a test runs it in a process without the extra
+    raise ModuleNotFoundError(
+        f"RedisQueue needs {_missing.name}: pip install 'rokt_events_async[redis]'", name=_missing.name
+    ) from None
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    NoPermissionError,
+    OutOfMemoryError,
+    RedisError,
+    ResponseError,
+)
+
+from rokt_events_async.errors import (
+    ApiError,
+    InvalidSettingError,
+    QueueFullError,
+    QueueRefusedError,
+    QueueUnavailableError,
+)
+from rokt_events_async.outcomes import DeadLetter
+from rokt_events_async.relay.entries import FORMAT, Entry, NewEntry
+from rokt_events_async.relay.queue import Backlog, Findings, RelayPresence, Roster, Taken
+from rokt_events_async.settings import check_count, check_number
+
+T = TypeVar("T")
+
+_GROUP: Final = "relays"
+_READ, _MARKED = 1, 2
+"""The delivery counters of a pending entry: only read, and marked."""
+
+_MIN_IDLE: Final = 1000
+"""Milliseconds that an entry must have been idle to be taken: of two relays that take it, one gets it."""
+
+_PAGE: Final = 1000
+_BURY: Final = """#!lua flags=allow-oom
+if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
+redis.call('XADD', KEYS[2], '*', 'd', ARGV[3], 'f', ARGV[4])
+redis.call('XDEL', KEYS[1], ARGV[2])
+return 1"""
+_REPLAY: Final = """#!lua
+if redis.call('XDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call('XADD', KEYS[2], '*', unpack(ARGV, 2))
+return 1"""
+_BEAT: Final = """#!lua flags=allow-oom
+local key = ARGV[1] .. ARGV[2]
+local found = redis.call('GET', key)
+if found and string.sub(found, 1, #ARGV[3]) ~= ARGV[3] then return false end
+redis.call('SET', key, ARGV[3] .. ARGV[4], 'PX', ARGV[5])
+redis.call('SADD', KEYS[1], ARGV[2])
+local alive, gone = {}, {}
+for _, id in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  table.insert(redis.call('EXISTS', ARGV[1] .. id) == 1 and alive or gone, id)
+end
+return {alive, gone}"""
+_FORGET: Final = """#!lua flags=allow-oom
+if redis.call('EXISTS', ARGV[1] .. ARGV[2]) == 1 then return 0 end
+for i = 2, #KEYS do
+  local ok, found = pcall(redis.call, 'XPENDING', KEYS[i], ARGV[3], '-', '+', 1, ARGV[2])
+  if ok and #found > 0 then return 0 end
+end
+for i = 2, #KEYS do pcall(redis.call, 'XGROUP', 'DELCONSUMER', KEYS[i], ARGV[3], ARGV[2]) end
+redis.call('SREM', KEYS[1], ARGV[2])
+return 1"""
+_SCHEMES: Final = {
+    "redis": "redis",
+    "rediss": "rediss",
+    "valkey": "redis",
+    "valkeys": "rediss",
+    "unix": "unix",
+}
+_OPTIONS: Final = frozenset(
+    [
+        "db",
+        "host",
+        "port",
+        "path",
+        "connection_class",
+        "ssl_ca_certs",
+        "ssl_ca_path",
+        "ssl_cert_reqs",
+        "ssl_certfile",
+        "ssl_keyfile",
+        "ssl_check_hostname",
+    ]
+)
+_FLOOR: Final = (7, 0)
+_MAX_REPLAYED_FIELDS: Final = 1000
+
+
+class _Login(CredentialProvider):
+    """The user and password. Kept here, they are in no keyword argument that a printer could find."""
+
+    def __init__(self, username: str | None, password: str) -> None:
+        login = (username, password) if username else (password,)
+        self._get: Callable[[], Any] = lambda: login
+
+    def get_credentials(self) -> Any:
+        return self._get()
+
+    def __repr__(self) -> str:
+        return "<hidden>"
+
+
+class RedisQueue:
+    """A queue on a Valkey or Redis server, for a `Publisher` or a `Relay`; one object for each.
+
+    Constructing it does no I/O. The password is in no `repr`, log or error.
+
+    Args:
+        url: `redis://`, `rediss://` (TLS) or `unix://`; `valkey://` and `valkeys://` mean the same. User,
+            password and database are in it; `?ssl_ca_certs=…` and the other `ssl_…` options too.
+        namespace: The beginning of all keys, in braces.
+        partitions: How many streams the events are spread over by their session. It must be the same for
+            all publishers and relays of a queue.
+        timeout: Seconds for one exchange with the server.
+
+    Raises:
+        InvalidSettingError: A value is out of bounds.
+    """
+
+    def __init__(
+        self, url: str, *, namespace: str = "rokt", partitions: int = 16, timeout: float = 5.0
+    ) -> None:
+        options = _parse(url)
+        if not isinstance(namespace, str) or not namespace or set(namespace) & set("{} \r\n"):
+            raise InvalidSettingError(
+                f"namespace must be a non-empty string without braces and spaces, got {namespace!r}"
+            )
+        self.partitions = check_count("partitions", partitions, at_most=1024)
+        self._timeout = check_number("timeout", timeout, at_least=0, above=True)
+        self._where = _describe(options)
+        self._pool = redis_connection.ConnectionPool(
+            protocol=2,
+            retry=Retry(NoBackoff(), 0),  # The publisher and the relay know better when.
+            socket_timeout=None,  # A whole exchange has a time-out.
+            health_check_interval=0,
+            **options,
+        )
+        root = f"{{{namespace}}}"
+        self._root = root
+        self._streams = [f"{root}:events:{number}" for number in range(self.partitions)]
+        self._numbers = {name.encode(): number for number, name in enumerate(self._streams)}
+        self._dead, self._relays, self._meta = f"{root}:dead", f"{root}:relays", f"{root}:meta"
+        self._heartbeat = f"{root}:relay:"
+
+    def __repr__(self) -> str:
+        return f"<RedisQueue {self._where}, {self._root}, {self.partitions} partitions>"
+
+    # Exchanges.
+
+    async def _exchange(
+        self, commands: Sequence[tuple[Any, ...]], *, timeout: float, sent: Iterable[NewEntry] = ()
+    ) -> list[Any]:
+        """Sends commands at once, and returns the reply of each; an error reply as the exception.
+
+        Args:
+            commands: The commands and their arguments.
+            timeout: Seconds, connecting included.
+            sent: Entries whose `tries` grow once the commands go out.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py's decorator
+                try:
+                    for entry in sent:
+                        entry.tries += 1
+                    await connection.send_packed_command(
+                        connection.pack_commands(commands), check_health=False
+                    )
+                    return [await _reply(connection) for _ in commands]
+                finally:
+                    await self._pool.release(connection)
+        except TimeoutError:
+            raise QueueUnavailableError(f"{self._where} did not answer within {timeout:g} s") from None
+        except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
+            raise QueueRefusedError(f"{self._where} refuses the connection: {_text(error)}") from None
+        except (RedisError, OSError) as error:
+            raise QueueUnavailableError(f"{self._where} cannot be reached: {_text(error)}") from None
+
+    async def _run(self, *commands: tuple[Any, ...], timeout: float | None = None) -> list[Any]:
+        """As `_exchange`; raises the first error reply.
+
+        Raises:
+            QueueFullError: The server's memory is full.
+            QueueRefusedError: A command is not permitted, or wrong.
+        """
+        replies = await self._exchange(commands, timeout=timeout or self._timeout)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise self._translate(reply) from None
+        return replies
+
+    def _translate(self, error: Exception) -> Exception:
+        """Returns what an error reply means."""
+        text = _text(error)
+        if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
+            return QueueFullError(f"the queue is full: the memory of {self._where} is used up")
+        if isinstance(error, NoPermissionError) or text.startswith("NOPERM"):
+            return QueueRefusedError(f"{self._where} does not permit it: {text}")
+        if text.split(" ", 1)[0] in _PASSING:
+            return QueueUnavailableError(f"{self._where} does not serve now: {text}")
+        return QueueRefusedError(f"{self._where} refuses: {text}")
+
+    async def aclose(self) -> None:
+        await self._pool.aclose()
+
+    # Opening.
+
+    async def open_publisher(self, *, require_durable: bool) -> Findings:
+        warnings, _ = await self._look_at_server(require_durable=require_durable)
+        warnings += await self._agree()
+        return Findings(warnings=tuple(warnings))
+
+    async def open_relay(self, *, heartbeat_timeout: float) -> Findings:
+        warnings, uptime = await self._look_at_server(require_durable=False)
+        warnings += await self._agree()
+        await self._make_groups()
+        return Findings(warnings=tuple(warnings), is_server_old=uptime > heartbeat_timeout + 1)
+
+    async def _look_at_server(self, *, require_durable: bool) -> tuple[list[str], float]:
+        """Returns what is doubtful, and for how many seconds the server has been running.
+
+        INFO tells. Managed services block CONFIG.
+        """
+        try:
+            (text,) = await self._run(("INFO",))
+        except QueueRefusedError as error:
+            if "NOPERM" not in str(error) and "permission" not in str(error):
+                raise
+            return [
+                f"whether it evicts and persists is not known, because INFO is not permitted: {error}"
+            ], 0.0
+        info = dict(line.split(":", 1) for line in text.decode().splitlines() if ":" in line)
+        warnings = []
+        version = info.get("redis_version", "")
+        if version and tuple(map(int, version.split(".")[:2])) < _FLOOR:
+            raise QueueRefusedError(f"{self._where} must be Redis 7.0 or later, or Valkey, got {version}")
+        policy = info.get("maxmemory_policy")
+        if policy is None:
+            warnings.append("whether it evicts is not known: INFO does not tell maxmemory_policy")
+        elif policy != "noeviction":
+            raise QueueRefusedError(
+                f"{self._where} may drop events silently: its maxmemory-policy must be noeviction, "
+                f"got {policy}"
+            )
+        if info.get("aof_enabled") != "1":
+            problem = "events may be lost when the server ends: it has no append-only file (appendonly yes)"
+            if require_durable:
+                raise QueueRefusedError(f"{self._where}: {problem}")
+            warnings.append(problem)
+        return warnings, float(info.get("uptime_in_seconds", 0))
+
+    async def _agree(self) -> list[str]:
+        """Compares the format and the number of partitions with what the queue was made with."""
+        ours = {"format": FORMAT.decode(), "partitions": str(self.partitions)}
+        try:
+            (found,) = await self._run(("HMGET", self._meta, *ours))
+            if None in found:
+                await self._run(*[("HSETNX", self._meta, name, value) for name, value in ours.items()])
+                (found,) = await self._run(("HMGET", self._meta, *ours))
+        except (QueueRefusedError, QueueFullError) as error:
+            return [f"whether all agree on the number of partitions is not known: {error}"]
+        for (name, value), theirs in zip(ours.items(), found, strict=True):
+            if theirs.decode() != value:
+                raise QueueRefusedError(
+                    f"{self._where} was set up with {name} {theirs.decode()}, and this is {name} {value}"
+                )
+        return []
+
+    async def _make_groups(self) -> None:
+        """Makes the groups that are missing; making one that is there fails while memory is full."""
+        replies = await self._exchange(
+            [("XINFO", "GROUPS", name) for name in self._streams], timeout=self._timeout
+        )
+        missing = [
+            name
+            for name, groups in zip(self._streams, replies, strict=True)
+            if isinstance(groups, Exception) or not any(_GROUP.encode() in group for group in groups)
+        ]
+        commands = [("XGROUP", "CREATE", name, _GROUP, "0", "MKSTREAM") for name in missing]
+        for reply in await self._exchange(commands, timeout=self._timeout) if commands else ():
+            if isinstance(reply, Exception) and not _text(reply).startswith("BUSYGROUP"):
+                raise self._translate(reply) from None
+
+    # Publishing.
+
+    async def publish(self, entries: Sequence[NewEntry], *, timeout: float) -> list[str | Exception]:
+        commands = [("XADD", self._streams[entry.partition], "*", *entry.fields()) for entry in entries]
+        replies = await self._exchange(commands, timeout=timeout, sent=entries)
+        return [
+            self._translate(reply) if isinstance(reply, Exception) else reply.decode() for reply in replies
+        ]
+
+    # Reading.
+
+    async def read(self, relay_id: str, partitions: Sequence[int], *, count: int, wait: float) -> list[Entry]:
+        names = [self._streams[number] for number in partitions]
+        block = ("BLOCK", max(1, int(wait * 1000))) if wait else ()
+        command = ("XREADGROUP", "GROUP", _GROUP, relay_id, "COUNT", count, *block, "STREAMS", *names)
+        (reply,) = await self._exchange([(*command, *[">"] * len(names))], timeout=self._timeout + wait)
+        if isinstance(reply, Exception):
+            if not _text(reply).startswith("NOGROUP"):
+                raise self._translate(reply) from None
+            await self._make_groups()  # The streams are gone, with all that was in them.
+            return []
+        return [
+            Entry(self._numbers[name], id_, tuple(fields))
+            for name, found in reply or ()
+            for id_, fields in found
+        ]
+
+    async def take(
+        self,
+        relay_id: str,
+        owner: str,
+        partition: int,
+        *,
+        after: bytes,
+        count: int,
+        skip: Callable[[int, bytes], bool],
+    ) -> Taken:
+        name = self._streams[partition]
+        start = b"(%b" % after if after else b"-"
+        (listed,) = await self._run(("XPENDING", name, _GROUP, start, "+", count, owner))
+        last = listed[-1][0] if len(listed) == count else b""
+        min_idle = 0 if owner == relay_id else _MIN_IDLE
+        ids: dict[int, list[bytes]] = defaultdict(list)
+        for id_, _, idle, deliveries in listed:
+            if idle >= min_idle and not skip(partition, id_):
+                ids[_READ if deliveries == _READ else _MARKED].append(id_)
+        claims = [
+            ("XCLAIM", name, _GROUP, relay_id, min_idle, *chosen, "RETRYCOUNT", state)
+            for state, chosen in ids.items()
+        ]
+        replies = await self._run(*claims) if claims else []
+        entries = [
+            Entry(partition, item[0], tuple(item[1]), state == _MARKED)
+            for state, items in zip(ids, replies, strict=True)
+            for item in items
+            if item is not None and item[1] is not None
+        ]
+        entries.sort(key=lambda entry: as_number(entry.id))
+        return Taken(entries, last)
+
+    async def owned(self, relay_id: str, partition: int) -> set[bytes]:
+        found: set[bytes] = set()
+        start = b"-"
+        while True:
+            command = ("XPENDING", self._streams[partition], _GROUP, start, "+", _PAGE, relay_id)
+            (listed,) = await self._run(command)
+            found.update([item[0] for item in listed])
+            if len(listed) < _PAGE:
+                return found
+            start = b"(%b" % listed[-1][0]
+
+    async def mark(self, relay_id: str, entries: Sequence[Entry]) -> set[Entry]:
+        groups = _by_partition(entries)
+        commands = [
+            (
+                *("XCLAIM", self._streams[number], _GROUP, relay_id, 0),
+                *[entry.id for entry in group],
+                *("RETRYCOUNT", _MARKED, "JUSTID"),
+            )
+            for number, group in groups.items()
+        ]
+        replies = await self._run(*commands)
+        pending: set[Entry] = set()
+        for group, reply in zip(groups.values(), replies, strict=True):
+            if len(reply) == len(group):
+                pending.update(group)
+            else:
+                left = set(reply)
+                pending.update([entry for entry in group if entry.id in left])
+        return pending
+
+    async def unmark(self, relay_id: str, entries: Sequence[Entry]) -> None:
+        commands = [
+            (
+                *("XCLAIM", self._streams[number], _GROUP, relay_id, 0),
+                *[entry.id for entry in group],
+                *("RETRYCOUNT", _READ, "JUSTID"),
+            )
+            for number, group in _by_partition(entries).items()
+        ]
+        await self._run(*commands)
+
+    async def acknowledge(self, entries: Sequence[Entry]) -> int:
+        commands: list[tuple[Any, ...]] = []
+        for number, group in _by_partition(entries).items():
+            ids = [entry.id for entry in group]
+            commands += [("XACK", self._streams[number], _GROUP, *ids), ("XDEL", self._streams[number], *ids)]
+        replies = await self._run(("MULTI",), *commands, ("EXEC",))
+        counts = replies[-1]
+        for count in counts:
+            if isinstance(count, Exception):
+                raise self._translate(count) from None
+        return sum(counts[::2])
+
+    async def bury(self, letters: Sequence[tuple[Entry, DeadLetter]]) -> int:
+        commands = [
+            (
+                *("EVAL", _BURY, 2, self._streams[entry.partition], self._dead, _GROUP, entry.id),
+                *_write_letter(letter),
+            )
+            for entry, letter in letters
+        ]
+        return sum(await self._run(*commands))
+
+    # Relays.
+
+    async def beat(
+        self, relay_id: str, nonce: str, status: Mapping[str, Any], *, timeout: float
+    ) -> Roster | None:
+        told = json.dumps(status)
+        milliseconds = max(1, int(timeout * 1000))
+        arguments = (self._heartbeat, relay_id, f"{nonce} ", told, milliseconds)
+        (reply,) = await self._run(("EVAL", _BEAT, 1, self._relays, *arguments))
+        if reply is None:
+            return None
+        alive, gone = [tuple(sorted(one.decode() for one in ids)) for ids in reply]
+        return Roster(alive, gone)
+
+    async def leave(self, relay_id: str) -> None:
+        await self._run(("DEL", f"{self._heartbeat}{relay_id}"))
+
+    async def forget(self, relay_id: str) -> bool:
+        keys = (self._relays, *self._streams)
+        (reply,) = await self._run(("EVAL", _FORGET, len(keys), *keys, self._heartbeat, relay_id, _GROUP))
+        return bool(reply)
+
+    async def relays(self) -> list[RelayPresence]:
+        (members,) = await self._run(("SMEMBERS", self._relays))
+        if not members:
+            return []
+        ids = sorted(one.decode() for one in members)
+        found = await self._run(("MGET", *[f"{self._heartbeat}{one}" for one in ids]))
+        summaries = await self._exchange(self._pending_commands(), timeout=self._timeout)
+        pending: dict[str, int] = defaultdict(int)
+        for summary in summaries:
+            for name, count in [] if isinstance(summary, Exception) else summary[3] or ():
+                pending[name.decode()] += int(count)
+        return [
+            RelayPresence(
+                relay_id=one,
+                is_alive=value is not None,
+                status={} if value is None else json.loads(value.split(b" ", 1)[1]),
+                pending=pending[one],
+            )
+            for one, value in zip(ids, found[0], strict=True)
+        ]
+
+    # Looking.
+
+    def _pending_commands(self) -> list[tuple[Any, ...]]:
+        return [("XPENDING", name, _GROUP) for name in self._streams]
+
+    async def backlog(self) -> Backlog:
+        commands: list[tuple[Any, ...]] = [("XLEN", name) for name in self._streams]
+        commands += self._pending_commands()
+        commands += [("XRANGE", name, "-", "+", "COUNT", 1) for name in self._streams]
+        commands += [("XINFO", "STREAM", name) for name in self._streams]
+        commands += [("XLEN", self._dead), ("HGET", self._meta, "dead_dropped")]
+        replies = await self._exchange(commands, timeout=self._timeout)
+        for reply in replies:
+            # A stream that no relay has set up yet is missing, or has no group.
+            if isinstance(reply, Exception) and not _text(reply).startswith(("NOGROUP", "no such key")):
+                raise self._translate(reply) from None
+        size = self.partitions
+        lengths, summaries, firsts, infos = [replies[at * size : (at + 1) * size] for at in range(4)]
+        pending = [0 if isinstance(summary, Exception) else summary[0] for summary in summaries]
+        oldest = [as_number(first[0][0])[0] for first in firsts if first]
+        return Backlog(
+            waiting=tuple(max(0, length - held) for length, held in zip(lengths, pending, strict=True)),
+            pending=sum(pending),
+            oldest=datetime.fromtimestamp(min(oldest) / 1000, UTC) if oldest else None,
+            published=sum(_entries_added(info) for info in infos if not isinstance(info, Exception)),
+            dead_letters=replies[-2],
+            dead_letters_dropped=int(replies[-1] or 0),
+        )
+
+    # Dead letters.
+
+    async def dead_letters(self, *, after: str = "", count: int = 100) -> list[DeadLetter]:
+        start = f"({after}" if after else "-"
+        (found,) = await self._run(("XRANGE", self._dead, start, "+", "COUNT", count))
+        return [_read_letter(id_.decode(), fields) for id_, fields in found]
+
+    async def replay(self, letters: Sequence[DeadLetter]) -> int:
+        for letter in letters:
+            if not 0 < len(letter.fields) <= _MAX_REPLAYED_FIELDS or letter.partition >= self.partitions:
+                raise QueueRefusedError(
+                    f"the dead letter {letter.id} cannot be replayed: it is no event's entry"
+                )
+        commands = [
+            ("EVAL", _REPLAY, 2, self._dead, self._streams[letter.partition], letter.id, *letter.fields)
+            for letter in letters
+        ]
+        return sum(await self._run(*commands))
+
+    async def delete(self, letters: Sequence[DeadLetter]) -> int:
+        (count,) = await self._run(("XDEL", self._dead, *[letter.id for letter in letters]))
+        deleted: int = count
+        return deleted
+
+    async def trim(self, *, at_most: int, oldest: datetime) -> int:
+        replies = await self._run(
+            ("XTRIM", self._dead, "MINID", f"{max(0, int(oldest.timestamp() * 1000))}-0"),
+            ("XTRIM", self._dead, "MAXLEN", at_most),
+        )
+        dropped: int = sum(replies)
+        if dropped:
+            # While memory is full it is not counted.
+            await self._exchange([("HINCRBY", self._meta, "dead_dropped", dropped)], timeout=self._timeout)
+        return dropped
+
+
+_PASSING: Final = frozenset(
+    ["LOADING", "READONLY", "MASTERDOWN", "MISCONF", "NOREPLICAS", "BUSY", "CLUSTERDOWN", "TRYAGAIN"]
+)
+"""Error codes of a server that may serve again."""
+
+
+async def _reply(connection: redis_connection.AbstractConnection) -> Any:
+    try:
+        return await connection.read_response(disable_decoding=True)
+    except ResponseError as error:
+        return error
+
+
+def _text(error: BaseException) -> str:
+    """Returns the server's or the client's words, on one line and bounded."""
+    return " ".join(str(error).split())[:_SHOWN]
+
+
+_SHOWN: Final = 300
+
+
+def _by_partition(entries: Sequence[Entry]) -> dict[int, list[Entry]]:
+    groups: dict[int, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        groups[entry.partition].append(entry)
+    return groups
+
+
+def as_number(id_: bytes) -> tuple[int, int]:
+    """Returns the id of a stream's entry as numbers, which compare as the entries do."""
+    milliseconds, _, sequence = id_.partition(b"-")
+    return int(milliseconds), int(sequence)
+
+
+def _entries_added(info: Sequence[Any]) -> int:
+    return int(dict(zip(info[::2], info[1::2], strict=True)).get(b"entries-added", 0))
+
+
+def _write_letter(letter: DeadLetter) -> tuple[str, str]:
+    """Returns a dead letter's details and the entry's fields, each as JSON; bytes as Latin-1."""
+    details = {
+        "partition": letter.partition,
+        "outcome": letter.outcome,
+        "cause": letter.cause,
+        "reason": letter.reason,
+        "status": letter.status,
+        "errors": [(error.code, error.message) for error in letter.errors],
+        "attempts": letter.attempts,
+        "relay_id": letter.relay_id,
+        "at": letter.at.isoformat(),
+    }
+    return json.dumps(details), json.dumps([field.decode("latin-1") for field in letter.fields])
+
+
+def _read_letter(id_: str, flat: Sequence[bytes]) -> DeadLetter:
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    details = json.loads(fields[b"d"])
+    return DeadLetter(
+        id=id_,
+        fields=tuple([field.encode("latin-1") for field in json.loads(fields[b"f"])]),
+        partition=details["partition"],
+        outcome=details["outcome"],
+        cause=details["cause"],
+        reason=details["reason"],
+        status=details["status"],
+        errors=tuple([ApiError(code, message) for code, message in details["errors"]]),
+        attempts=details["attempts"],
+        relay_id=details["relay_id"],
+        at=datetime.fromisoformat(details["at"]),
+    )
+
+
+def _parse(url: object) -> dict[str, Any]:
+    """Returns the options of a connection.
+
+    Raises:
+        InvalidSettingError: It is no URL of a queue. What is in it is not shown: it may have a password.
+    """
+    expected = "the queue's URL must be redis://…, rediss://… (TLS) or unix://…"
+    if not isinstance(url, str):
+        raise InvalidSettingError(f"{expected}, got {type(url).__name__}")
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme.lower() not in _SCHEMES:
+        shown = repr(scheme) if separator and scheme.isalnum() else "a text without one of these beginnings"
+        raise InvalidSettingError(f"{expected}, got {shown}")
+    options: dict[str, Any] | None = None
+    with contextlib.suppress(ValueError):
+        options = dict(redis_connection.parse_url(f"{_SCHEMES[scheme.lower()]}://{rest}"))
+    if options is None or (not options.get("host") and not options.get("path")):
+        raise InvalidSettingError(f"{expected}, with a host, and a port and a database that are numbers")
+    username, password = options.pop("username", None), options.pop("password", None)
+    if unknown := options.keys() - _OPTIONS:
+        raise InvalidSettingError(
+            f"the queue's URL must have no options but db and ssl_…, got {', '.join(sorted(unknown))}"
+        )
+    if password is not None:
+        options["credential_provider"] = _Login(username, password)
+    return options
+
+
+def _describe(options: Mapping[str, Any]) -> str:
+    if "path" in options:
+        return f"the queue at {options['path']}"
+    return f"the queue at {options['host']}:{options.get('port', 6379)}"
