@@ -64,6 +64,7 @@ class Server:
     def __init__(self, luck: random.Random) -> None:
         self._luck = luck
         self.is_down = False
+        self.faults = True
         self.accepted: Counter[str] = Counter()
         self.url = ""
 
@@ -83,7 +84,7 @@ class Server:
 
     async def _answer(self, request: web.Request) -> web.Response:
         events = json.loads(await request.read())["events"]
-        draw = self._luck.random()
+        draw = self._luck.random() if self.faults else 1.0
         if draw < 0.05 or self.is_down:
             return web.Response(status=503)
         self.accepted.update(event["parentGuid"] for event in events)
