@@ -288,11 +288,12 @@ def restore(data: Mapping[str, Any]) -> PartnerEvent:
     name = str.__str__(data["eventType"])
     draft: Any = _EventDraft()
     draft.event_type = _known_types.get(name, name)
-    draft.event_time = datetime.fromisoformat(data["eventTime"]).astimezone(UTC)
+    moment = datetime.fromisoformat(data["eventTime"])
+    draft.event_time = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
     draft.session_id = str.__str__(data["sessionId"])
     draft.parent_guid = str.__str__(data["parentGuid"])
     draft.client_unique_id = str.__str__(data["clientUniqueId"])
-    draft.metadata = tuple([_plain_pair(pair["name"], pair["value"]) for pair in data.get("metadata", ())])
+    draft.metadata = _shared(tuple([(one["name"], one["value"]) for one in data.get("metadata", ())]))
     draft.__class__ = PartnerEvent
     event: PartnerEvent = draft
     return event
@@ -322,10 +323,14 @@ def _plain_pairs(metadata: Metadata) -> tuple[NameValuePair, ...] | None:
         # Before the look-up, which would take any string that is equal to a plain one.
         if not (type(name) is type(value) is str and name and name.isascii() and value.isascii()):
             return None
-    items = tuple(metadata.items())
+    return _shared(tuple(metadata.items()))
+
+
+def _shared(items: tuple[tuple[str, str], ...]) -> tuple[NameValuePair, ...]:
+    """Returns the pairs of plain strings, the same tuple for equal ones."""
     shared = _shared_pairs.get(items)
     if shared is None:
-        shared = tuple([unchecked_pair(name, value) for name, value in items])
+        shared = tuple([_plain_pair(str.__str__(name), str.__str__(value)) for name, value in items])
         if sum([len(name) + len(value) for name, value in items]) <= MAX_SHARED:
             if len(_shared_pairs) >= _MAX_SHARED_COUNT:
                 _shared_pairs.clear()

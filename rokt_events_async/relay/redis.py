@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 try:
-    import hiredis  # noqa: F401 -- redis-py uses it if it is there; without it, replies are parsed slowly
+    import hiredis
     from redis.asyncio import connection as redis_connection
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
@@ -198,9 +198,8 @@ class RedisQueue:
                 try:
                     for entry in sent:
                         entry.tries += 1
-                    await connection.send_packed_command(
-                        connection.pack_commands(commands), check_health=False
-                    )
+                    packed = [hiredis.pack_command(command) for command in commands]
+                    await connection.send_packed_command(packed, check_health=False)
                     return [await _reply(connection) for _ in commands]
                 finally:
                     await self._pool.release(connection)

@@ -550,13 +550,16 @@ class Relay:
             return
         partitions = self._turns.choose(self._share, now=loop.time())
         count = max(1, min(_PAGE, self._window.free // max(1, len(partitions))))
-        entries = await self._queue.read(self.relay_id, partitions, count=count, wait=_BLOCK)
+        entries = await self._queue.read(
+            self.relay_id, partitions, count=count, wait=0 if self._turns.is_turn else _BLOCK
+        )
         self._note_success()
         self._counts.read += len(entries)
         read = dict.fromkeys(partitions, 0)
+        now = loop.time()
         for entry in entries:
             read[entry.partition] += 1
-            self._admit(entry)
+            self._admit(entry, now=now)
         for number, found in read.items():
             self._turns.count(number, found)
         self._due.set()
@@ -632,13 +635,14 @@ class Relay:
             log(logging.WARNING, text, self.relay_id, len(entries), owner)
         self._counts.read += len(entries)
         self._counts.taken_over += len(entries)
+        now = asyncio.get_running_loop().time()
         for entry in entries:
-            self._admit(entry, is_late=True)
+            self._admit(entry, now=now, is_late=True)
 
-    def _admit(self, entry: Entry, *, is_late: bool = False) -> None:
+    def _admit(self, entry: Entry, *, now: float, is_late: bool = False) -> None:
         held = self._open(entry)
         if held is not None:
-            self._window.add(held, now=asyncio.get_running_loop().time(), is_late=is_late)
+            self._window.add(held, now=now, is_late=is_late)
 
     def _open(self, entry: Entry) -> Held | None:
         """Reads an entry. What must not be sent does not get into the window."""
@@ -703,7 +707,7 @@ class Relay:
             for held in batch:
                 if held in lost or not (held.is_marked or held.entry in pending):
                     self._counts.acknowledged_elsewhere += 1
-                    self._finish(held)
+                    self._finish([held])
                 else:
                     held.is_marked = True
                     self._track(held)
@@ -791,10 +795,11 @@ class Relay:
         self._letters.append((entry, held, letter))
         self._settled.set()
 
-    def _finish(self, held: Held) -> None:
-        """Removes an entry from the window: the queue has it no more, or another relay has it."""
-        self._window.settle(held, now=asyncio.get_running_loop().time())
-        self._window.forget(held)
+    def _finish(self, done: Iterable[Held]) -> None:
+        """Removes entries from the window: the queue has them no more, or another relay has them."""
+        now = asyncio.get_running_loop().time()
+        for held in done:
+            self._window.finish(held, now=now)
         self._room.set()
         if self._window.has_ready():
             self._due.set()
@@ -816,18 +821,15 @@ class Relay:
             del self._acknowledgements[: len(page)]
             self._counts.acknowledged += count
             self._counts.acknowledged_elsewhere += len(page) - count
-            for _, held in page:
-                if held is not None:
-                    self._finish(held)
+            self._finish([held for _, held in page if held is not None])
         while self._letters:
             letters = self._letters[: _PAGE // 10]
             count = await self._queue.bury([(entry, letter) for entry, _, letter in letters])
             del self._letters[: len(letters)]
             self._counts.dead_letters += count
             self._counts.acknowledged_elsewhere += len(letters) - count
-            for _, held, letter in letters:
-                if held is not None:
-                    self._finish(held)
+            self._finish([held for _, held, _ in letters if held is not None])
+            for _, _, letter in letters:
                 self._hooks.dead_letter(letter)
         self._note_success()
 

@@ -2,7 +2,7 @@
 
 Usually all of its share. When more waits than the window holds, the sessions of all partitions together
 would not fit into it, and batches would stay small. Then one deep partition has its turn: only it is read,
-along with the partitions that are not deep. Turns go round, and end after two windows of entries or a few
+along with the partitions that are not deep. Turns go round, and end after four windows of entries or a few
 seconds.
 
 Pure: `now` is passed in.
@@ -17,7 +17,7 @@ from typing import Final
 _TURN: Final = 5.0
 """The most seconds of a turn."""
 
-_WINDOWS: Final = 2
+_WINDOWS: Final = 4
 """How many windows of entries are read in a turn."""
 
 
@@ -59,7 +59,15 @@ class Turns:
             self._left = _WINDOWS * self._window
         return tuple([number for number in share if number == self._turn or number not in deep])
 
+    @property
+    def is_turn(self) -> bool:
+        """True while one deep partition has its turn: then a read must not wait for entries."""
+        return self._turn is not None
+
     def count(self, partition: int, entries: int) -> None:
-        """Notes how many entries were read from a partition; none means that its turn is over."""
+        """Notes how many entries were read from a partition; none means that it is deep no more."""
         if partition == self._turn:
-            self._left = self._left - entries if entries else 0
+            self._left -= entries
+            if not entries:
+                self._left = 0
+                self._deep.remove(partition)

@@ -210,7 +210,7 @@ class Window:
 
         Waiting longer would fill no batch, because nothing more can be read.
         """
-        if not self.free and self._added_since_flush >= self.size // 2:
+        if not self.free and self._added_since_flush >= 0.75 * self.size:
             self.flush(now=now)
 
     def take_due(self, *, now: float) -> list[list[Held]]:
@@ -234,12 +234,15 @@ class Window:
                 batches.append(batch)
         return batches
 
-    def settle(self, held: Held, *, now: float) -> None:
-        """Notes that an entry is out no more. The window holds it until it is acknowledged."""
-        session = self._sessions[held.event.session_id]
+    def finish(self, held: Held, *, now: float) -> None:
+        """Removes an entry that was out: it is acknowledged, or another relay has it."""
+        name = held.event.session_id
+        session = self._sessions[name]
         session.out -= 1
         self.out -= 1
-        self._arrange(session, now=now)
+        self._remove(name, session, held)
+        if session.waiting:
+            self._arrange(session, now=now)
 
     def put_back(self, held: Held, *, now: float, wait: float) -> None:
         """Takes back an entry that was out and was not accepted, before the others of its session.
@@ -253,21 +256,15 @@ class Window:
         place = next((at for at, other in enumerate(session.waiting) if other.number > held.number), None)
         session.waiting.insert(len(session.waiting) if place is None else place, held)
         session.due_at = session.not_before = now + wait
-        self.settle(held, now=now)
+        session.out -= 1
+        self.out -= 1
+        self._arrange(session, now=now)
 
-    def forget(self, held: Held) -> None:
-        """Removes an entry that is out no more: it is acknowledged, or another relay has it."""
+    def _remove(self, name: str, session: _Session, held: Held) -> None:
         del self._known[held.entry.partition, held.entry.id]
         self.bytes -= held.size
-        name = held.event.session_id
-        session = self._sessions[name]
         session.held -= 1
         self._drop_if_empty(name, session)
-
-    def drop(self, held: Held) -> None:
-        """Removes an entry that waits: another relay has it."""
-        self._sessions[held.event.session_id].waiting.remove(held)
-        self.forget(held)
 
     def _drop_if_empty(self, name: str, session: _Session) -> None:
         if not session.held and not session.passed:
