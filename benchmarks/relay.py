@@ -1,4 +1,4 @@
-"""The fleet: what a publisher and a relay cost, how full their requests are, and how soon a killed relay is replaced.
+"""The fleet: what a publisher and a relay cost, how full requests are, how soon a killed relay is replaced.
 
 Everything beside a baseline of the same run: bare pipelined XADDs, and the plain emitter. The server is the
 Valkey of the test group, with `appendfsync always`; a sink takes the requests.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
 import signal
 import sys
 import tempfile
@@ -39,7 +38,7 @@ from benchmarks.measure import (
 )
 from benchmarks.sink import Sink, sink
 from benchmarks.throughput import by_emitter
-from rokt_events_async import Emitter, NotAcceptedError, Observer, RetryPolicy
+from rokt_events_async import Emitter, NotAcceptedError
 from rokt_events_async._protocol.encoding import encode
 from rokt_events_async.relay import Publisher, RedisQueue, Relay
 from rokt_events_async.relay.entries import NewEntry, partition_of
@@ -262,7 +261,7 @@ async def wait_for_relays(url: str, count: int) -> None:
 
 
 async def shop(url: str, seconds: float, number: int, sessions: int = 25) -> int:
-    """One publisher's traffic: its sessions are those of the other publishers too, one event after the other."""
+    """One publisher's traffic: its sessions are those of the other publishers too."""
     published = 0
     async with Publisher(RedisQueue(url), observers=[]) as publisher:
         loop = asyncio.get_running_loop()
@@ -324,24 +323,6 @@ def measure_kill(console: Console) -> dict[str, Any]:
         f"a relay killed -9: its entries are delivered {Spread.of(taken)} s after heartbeat_timeout"
     )
     return {"after_heartbeat_timeout": Spread.of(taken)}
-
-
-class _Latency(Observer):
-    """How long events take from their time to their delivery, those of one session left out."""
-
-    def __init__(self, without: str) -> None:
-        self._without = without
-        self.taken: list[float] = []
-
-    def on_delivered(self, delivery: Any, receipt: Any) -> None:
-        if delivery.event.session_id != self._without:
-            self.taken.append((datetime.now(UTC) - delivery.event.event_time).total_seconds())
-
-
-async def _beside(url: str, rokt: str, failing: int, seconds: float) -> list[float]:
-    from tests.samples import FailingSession  # noqa: PLC0415
-
-    raise NotImplementedError(FailingSession, url, rokt, failing, seconds)
 
 
 async def _outage_of_server(at: QueueServer, to: Sink, seconds: float) -> dict[str, Any]:

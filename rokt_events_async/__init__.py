@@ -39,6 +39,7 @@ from rokt_events_async.outcomes import (
     Outcome,
     Receipt,
 )
+from rokt_events_async.relay import tracker_from_env
 from rokt_events_async.settings import DEMO, PRODUCTION, Credentials, RetryPolicy
 from rokt_events_async.tracker import Tracker
 
@@ -88,4 +89,5 @@ __all__ = [
     "Tracker",
     "WrongContextError",
     "__version__",
+    "tracker_from_env",
 ]

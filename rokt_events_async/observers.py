@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import attrs
 
-from rokt_events_async.errors import NotAcceptedError
+from rokt_events_async.errors import NotAcceptedError, PublishUnconfirmedError
 from rokt_events_async.events import PartnerEvent
 from rokt_events_async.outcomes import (
     Cause,
@@ -27,7 +27,6 @@ from rokt_events_async.outcomes import (
     DrainReport,
     EventRejectedError,
     Health,
-    Outcome,
     PublishReceipt,
     Receipt,
     RelayStats,
@@ -221,7 +220,7 @@ class LoggingObserver(Observer):
         self._max_records = check_count("max_records", max_records)
         self._per = check_number("per", per, at_least=0, above=True)
         self._clock = _clock
-        self._windows: dict[Outcome, _Window] = {}
+        self._windows: dict[str, _Window] = {}
         self._quiet_until = -math.inf
         self._outage: Health | None = None
         self._returns = _Returns(-math.inf)
@@ -354,6 +353,28 @@ class LoggingObserver(Observer):
         if suppressed is not None:
             self._write(delivery, error, suppressed)
 
+    def on_unpublished(self, event: PartnerEvent, error: NotAcceptedError) -> None:
+        name = "unconfirmed" if isinstance(error, PublishUnconfirmedError) else "not published"
+        suppressed = self._admit(name, now=self._clock())
+        if suppressed is not None:
+            event_type = _plain(str(event.event_type))
+            fields = {"rokt_outcome": name, "rokt_event_type": event_type, "rokt_suppressed": suppressed}
+            before = f" ({suppressed} more {name} before it, not logged)" if suppressed else ""
+            text = "%s event %s: %s%s"
+            self._logger.log(self._level, text, event_type, name, error, before, extra=fields)
+
+    def on_dead_letter(self, letter: DeadLetter) -> None:
+        if letter.attempts:
+            return  # The emitter has told of its event.
+        suppressed = self._admit(f"dead letter {letter.outcome}", now=self._clock())
+        if suppressed is not None:
+            fields = {"rokt_outcome": letter.outcome, "rokt_suppressed": suppressed}
+            before = f" ({suppressed} more before it, not logged)" if suppressed else ""
+            text = "an entry became a dead letter, %s: %s%s"
+            self._logger.log(
+                self._level, text, letter.outcome, _plain_line(letter.reason), before, extra=fields
+            )
+
     def on_closed(self, report: DrainReport) -> None:
         for outcome, window in self._windows.items():
             if window.suppressed:
@@ -383,7 +404,7 @@ class LoggingObserver(Observer):
             )
         self._logger.log(self._level, "closed with events undelivered: %s%s", shown, hint)
 
-    def _admit(self, outcome: Outcome, *, now: float) -> int | None:
+    def _admit(self, outcome: str, *, now: float) -> int | None:
         """Returns how many records were suppressed before this one; `None` suppresses this one too."""
         window = self._windows.get(outcome)
         suppressed = 0
@@ -443,6 +464,14 @@ def error_codes(error: DeliveryError) -> tuple[str, ...]:
         return ()
     codes = dict.fromkeys(_plain(problem.code) for problem in error.errors if problem.code)
     return tuple(codes)[:_MAX_CODES]
+
+
+def _plain_line(text: str) -> str:
+    """Returns a reason that may show a value from outside, on one line."""
+    return text[:_MAX_REASON].encode("unicode_escape").decode("ascii")
+
+
+_MAX_REASON: Final = 300
 
 
 def _plain(text: str) -> str:

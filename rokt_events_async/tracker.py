@@ -25,7 +25,10 @@ class TrackerStats(Protocol):
 
 
 class Tracker(Protocol[T_co]):
-    """Accepts events. Code that only tracks can take any tracker: an `Emitter` is a `Tracker[Delivery]`."""
+    """Accepts events. Code that only tracks can take any tracker.
+
+    An `Emitter` is a `Tracker[Delivery]`, a `relay.Publisher` a `Tracker[PublishReceipt]`.
+    """
 
     async def start(self) -> None:
         """Opens the tracker in the running loop."""

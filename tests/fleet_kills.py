@@ -15,7 +15,6 @@ import random
 import signal
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import attrs
 import click
 import orjson
 
-from rokt_events_async import Emitter, NotAcceptedError, PartnerEvent, PublishUnconfirmedError, RetryPolicy
+from rokt_events_async import Emitter, NotAcceptedError, PartnerEvent, PublishUnconfirmedError
 from rokt_events_async.relay import DeadLetter, Publisher, RedisQueue, Relay
 from rokt_events_async.relay.entries import Entry, NewEntry, read_entry
 from rokt_events_async.relay.queue import Taken

@@ -1,58 +1,74 @@
-"""An emitter that lives as long as an aiohttp application.
+"""A tracker that lives as long as an aiohttp application.
 
 ```python
 app = web.Application()
-app.cleanup_ctx.append(emitter_context(Emitter))
+app.cleanup_ctx.append(emitter_context(tracker_from_env))
 
 
 async def viewed(request: web.Request) -> web.Response:
-    await get_emitter(request).track(...)
+    await get_tracker(request).track(...)
 ```
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
 from rokt_events_async.emitter import Emitter
 from rokt_events_async.errors import EmitterNotStartedError
-from rokt_events_async.integrations._making import MakeEmitter, check_make, make_one
+from rokt_events_async.integrations._making import MakeTracker, check_is_emitter, check_make, make_one
+from rokt_events_async.tracker import Tracker
+
+TRACKER: Final[web.AppKey[Tracker[Any]]] = web.AppKey("TRACKER")
+"""The application's key for its tracker, set while the application runs."""
 
 EMITTER: Final = web.AppKey("EMITTER", Emitter)
-"""The application's key for its emitter, set while the application runs."""
+"""The same, if the tracker is an emitter."""
 
 
-def emitter_context(make: MakeEmitter) -> Callable[[web.Application], AsyncIterator[None]]:
-    """Returns a cleanup context that starts an emitter with the application, and drains it at the end.
+def emitter_context(make: MakeTracker) -> Callable[[web.Application], AsyncIterator[None]]:
+    """Returns a cleanup context that starts a tracker with the application, and drains it at the end.
 
     Args:
-        make: A factory, called each time an application starts: `Emitter`, or a function that calls it
-            with settings.
+        make: A factory, called each time an application starts: `Emitter`, `tracker_from_env`, or a function
+            that calls one with settings.
 
     Raises:
-        InvalidSettingError: `make` is not callable; or, when the application starts, returns no emitter.
+        InvalidSettingError: `make` is not callable; or, when the application starts, returns no tracker.
     """
     check_make(make)
 
     async def context(app: web.Application) -> AsyncIterator[None]:
-        async with make_one(make) as app[EMITTER]:
+        async with make_one(make) as tracker:
+            app[TRACKER] = tracker
+            if isinstance(tracker, Emitter):
+                app[EMITTER] = tracker
             yield
 
     return context
+
+
+def get_tracker(request: web.Request) -> Tracker[Any]:
+    """Returns the tracker of the application, or of the application that contains it.
+
+    Raises:
+        EmitterNotStartedError: No `emitter_context` was added to either.
+    """
+    try:
+        return request.config_dict[TRACKER]
+    except KeyError:
+        raise EmitterNotStartedError(
+            "this application has no emitter: app.cleanup_ctx.append(emitter_context(Emitter))"
+        ) from None
 
 
 def get_emitter(request: web.Request) -> Emitter:
     """Returns the emitter of the application, or of the application that contains it.
 
     Raises:
-        EmitterNotStartedError: No `emitter_context` was added to either.
+        EmitterNotStartedError: No `emitter_context` was added to either, or its tracker is no emitter.
     """
-    try:
-        return request.config_dict[EMITTER]
-    except KeyError:
-        raise EmitterNotStartedError(
-            "this application has no emitter: app.cleanup_ctx.append(emitter_context(Emitter))"
-        ) from None
+    return check_is_emitter(get_tracker(request))

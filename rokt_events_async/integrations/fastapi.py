@@ -1,28 +1,32 @@
-"""An emitter that lives as long as a FastAPI application.
+"""A tracker that lives as long as a FastAPI application.
 
 ```python
-app = FastAPI(lifespan=emitter_lifespan(Emitter))
+app = FastAPI(lifespan=emitter_lifespan(tracker_from_env))
 
 
 @app.post("/viewed")
-async def viewed(emitter: RoktEmitter) -> None:
-    await emitter.track(...)
+async def viewed(tracker: RoktTracker) -> None:
+    await tracker.track(...)
 ```
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends
 
 from rokt_events_async.emitter import Emitter
-from rokt_events_async.integrations.starlette import Lifespan, emitter_lifespan, get_emitter
+from rokt_events_async.integrations.starlette import Lifespan, emitter_lifespan, get_emitter, get_tracker
+from rokt_events_async.tracker import Tracker
 
-RoktEmitter = Annotated[Emitter, Depends(get_emitter)]
-"""The application's emitter, as a parameter of a handler, a dependency or a websocket's handler.
+RoktTracker = Annotated[Tracker[Any], Depends(get_tracker)]
+"""The application's tracker, as a parameter of a handler, a dependency or a websocket's handler.
 
 A plain `def` handler runs in a thread: there, use `track_threadsafe`.
 """
 
-__all__ = ["Lifespan", "RoktEmitter", "emitter_lifespan", "get_emitter"]
+RoktEmitter = Annotated[Emitter, Depends(get_emitter)]
+"""The same for handlers that need outcomes: it must be an emitter."""
+
+__all__ = ["Lifespan", "RoktEmitter", "RoktTracker", "emitter_lifespan", "get_emitter", "get_tracker"]

@@ -19,18 +19,35 @@
 | `rokt.client.journal.backlog` | up-down counter, `{event}` | those and the deferred ones, until they end |
 | `rokt.client.journal.failing` | up-down counter, `{emitter}` | emitters whose journal fails |
 
+Of a publisher and a relay, which take the same observer:
+
+| name | kind, unit | what it measures |
+|---|---|---|
+| `rokt.publisher.published` | counter, `{event}` | events put into the queue |
+| `rokt.publisher.duration` | histogram, `s` | from `track()` until the queue has the event |
+| `rokt.publisher.refused` | counter, `{event}` | events not published, or not surely, by `error.type` |
+| `rokt.relay.redelivered` | counter, `{event}` | entries taken over that may have been sent before |
+| `rokt.relay.taken_over` | counter, `{event}` | entries taken over from relays that had ended |
+| `rokt.relay.acknowledged` | counter, `{event}` | entries removed from the queue |
+| `rokt.relay.acknowledged_elsewhere` | counter, `{event}` | entries that another relay had removed |
+| `rokt.relay.dead_letters` | counter, `{event}` | dead letters, by `rokt.outcome` |
+| `rokt.relay.waiting` | gauge, `{event}` | entries in the queue that no relay has read |
+| `rokt.relay.oldest.age` | gauge, `s` | how long the oldest entry has been in the queue |
+| `rokt.relay.relays` | gauge, `{relay}` | relays that are alive |
+
 All have the attributes `messaging.*`; the first two also `server.address` and `server.port`. `error.type`
 is absent if nothing went wrong. For a request it is the HTTP status or `no_answer`; for an event it is the
 API's own code if it gave one, and otherwise the event's `Cause`.
 
 A request is a span of kind client, `send server_events`, linked to the spans in which its events were
-tracked. It is a root span, because it carries events of many traces. No attribute contains event data.
+tracked, also through a queue: the trace context travels in the entry. It is a root span, because it carries events of many traces. No attribute contains event data.
 """
 
 from __future__ import annotations
 
+import contextvars
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Final
 
@@ -43,14 +60,25 @@ except ModuleNotFoundError as _missing:
         f"OpenTelemetryObserver needs {_missing.name}: pip install 'rokt_events_async[otel]'",
         name=_missing.name,
     ) from None
-from opentelemetry.context import Context
-from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
+from opentelemetry.context import Context, attach
+from opentelemetry.metrics import CallbackOptions, Counter, Meter, MeterProvider, Observation
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TracerProvider
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from yarl import URL
 
 from rokt_events_async._version import __version__
+from rokt_events_async.errors import NotAcceptedError
+from rokt_events_async.events import PartnerEvent
 from rokt_events_async.observers import Observer, RequestReport, RetryReport, error_codes
-from rokt_events_async.outcomes import Delivery, DeliveryError, Health, Receipt
+from rokt_events_async.outcomes import (
+    DeadLetter,
+    Delivery,
+    DeliveryError,
+    Health,
+    PublishReceipt,
+    Receipt,
+    RelayStats,
+)
 
 _SCOPE: Final = "rokt_events_async"
 _DESTINATION: Final = "server_events"
@@ -62,6 +90,7 @@ _OPERATION: Final = {
 }
 _SECONDS: Final = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10]
 _EVENTS: Final = [1, 2, 3, 5, 10, 15, 20, 25]
+_PROPAGATOR: Final = TraceContextTextMapPropagator()
 _NO_ANSWER: Final = "no_answer"
 _OTHER: Final = "_OTHER"
 _MAX_ERROR_TYPES: Final = 50
@@ -157,11 +186,74 @@ class OpenTelemetryObserver(Observer):
             unit="s",
             description="For how long the oldest event has been stored that waits for room in memory.",
         )
+        self._add_fleet(meter)
+        self._relay = RelayStats()
         self._oldest_deferred: datetime | None = None
         self._backlog = 0
         self._pending: dict[Delivery, _Tracked] = {}  # In the order of acceptance.
         self._error_types: set[str] = set()
         self._servers: dict[str, Attributes] = {}
+
+    def _add_fleet(self, meter: Meter) -> None:
+        """Adds the metrics of publishers and relays."""
+
+        def count(name: str, description: str) -> Counter:
+            return meter.create_counter(f"rokt.{name}", unit="{event}", description=description)
+
+        def show(name: str, unit: str, description: str, read: Callable[[RelayStats], float]) -> None:
+            def observe(_options: CallbackOptions) -> Iterable[Observation]:
+                yield Observation(read(self._relay), _OPERATION)
+
+            meter.create_observable_gauge(f"rokt.{name}", [observe], unit=unit, description=description)
+
+        self._published = count("publisher.published", "Events put into the queue.")
+        self._refused = count("publisher.refused", "Events not published, or not surely.")
+        self._publishing = meter.create_histogram(
+            "rokt.publisher.duration",
+            unit="s",
+            description="From the call until the queue has the event.",
+            explicit_bucket_boundaries_advisory=_SECONDS,
+        )
+        self._relayed = {
+            "redelivered": count("relay.redelivered", "Entries taken over that may have been sent before."),
+            "taken_over": count("relay.taken_over", "Entries taken over from relays that had ended."),
+            "acknowledged": count("relay.acknowledged", "Entries removed from the queue."),
+            "acknowledged_elsewhere": count(
+                "relay.acknowledged_elsewhere", "Entries that another relay had removed."
+            ),
+        }
+        self._dead = count("relay.dead_letters", "Entries given up.")
+        show("relay.waiting", "{event}", "Entries that no relay has read.", lambda stats: stats.waiting)
+        show("relay.oldest.age", "s", "How long the oldest has been there.", lambda stats: stats.oldest_age)
+        show("relay.relays", "{relay}", "Relays that are alive.", lambda stats: stats.relays)
+
+    def on_published(self, receipt: PublishReceipt, duration: float) -> None:
+        self._published.add(1, _OPERATION)
+        self._publishing.record(duration, _OPERATION)
+
+    def on_unpublished(self, event: PartnerEvent, error: NotAcceptedError) -> None:
+        self._refused.add(1, _OPERATION | {"error.type": type(error).__name__})
+
+    def on_relay(self, before: RelayStats, after: RelayStats) -> None:
+        self._relay = after
+        for name, counter in self._relayed.items():
+            if more := getattr(after, name) - getattr(before, name):
+                counter.add(more, _OPERATION)
+
+    def on_dead_letter(self, letter: DeadLetter) -> None:
+        error_type = letter.cause or letter.outcome
+        self._dead.add(1, _OPERATION | {"rokt.outcome": letter.outcome, "error.type": error_type})
+
+    def trace_parent(self) -> str | None:
+        carrier: dict[str, str] = {}
+        _PROPAGATOR.inject(carrier)
+        return carrier.get("traceparent")
+
+    def in_trace(self, trace_parent: str) -> contextvars.Context | None:
+        found = _PROPAGATOR.extract({"traceparent": trace_parent}, Context())
+        context = contextvars.Context()
+        context.run(attach, found)
+        return context
 
     def on_accepted(self, delivery: Delivery) -> None:
         span = trace.get_current_span().get_span_context()

@@ -1,4 +1,4 @@
-"""An emitter that lives as long as a Starlette application; FastAPI's module builds on this one."""
+"""A tracker that lives as long as a Starlette application; FastAPI's module builds on this one."""
 
 from __future__ import annotations
 
@@ -12,44 +12,46 @@ from starlette.requests import HTTPConnection
 
 from rokt_events_async.emitter import Emitter
 from rokt_events_async.errors import EmitterNotStartedError, InvalidSettingError
-from rokt_events_async.integrations._making import MakeEmitter, check_make, make_one
+from rokt_events_async.integrations._making import MakeTracker, check_is_emitter, check_make, make_one
+from rokt_events_async.tracker import Tracker
 
-_KEY: Final = "rokt_emitter"
+_KEY: Final = "rokt_tracker"
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
 """The type of a framework's `lifespan=`, with or without a state of its own."""
 
 
 def emitter_lifespan(
-    make: MakeEmitter, inner: Lifespan | None = None
+    make: MakeTracker, inner: Lifespan | None = None
 ) -> Callable[[Any], AbstractAsyncContextManager[dict[str, Any]]]:
-    """Returns a lifespan that starts an emitter with the application, and drains it when it stops.
+    """Returns a lifespan that starts a tracker with the application, and drains it when it stops.
 
-    `Starlette(lifespan=emitter_lifespan(Emitter))`. Handlers get the emitter from `get_emitter`.
+    `Starlette(lifespan=emitter_lifespan(tracker_from_env))`. Handlers get it from `get_tracker`.
 
     Args:
-        make: A factory, called each time the application starts: `Emitter`, or a function that calls it
-            with settings.
-        inner: The application's own lifespan. It begins after the emitter and ends before it, so that it
-            can track through `app.state.rokt_emitter`. Its state is kept.
+        make: A factory, called each time the application starts: `Emitter`, `tracker_from_env`, or a
+            function that calls one with settings.
+        inner: The application's own lifespan. It begins after the tracker and ends before it, so that it
+            can track through `app.state.rokt_tracker`, which `app.state.rokt_emitter` is too. Its state is
+            kept.
 
     Raises:
         InvalidSettingError: `make` is not callable, or `inner` is no lifespan; or, when the application
-            starts, `make` returns no emitter, or another lifespan around this one has made one.
+            starts, `make` returns no tracker, or another lifespan around this one has made one.
     """
     check_make(make)
     _check_inner(inner)
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[dict[str, Any]]:
-        if hasattr(app.state, "rokt_emitter"):
+        if hasattr(app.state, _KEY):
             raise InvalidSettingError(
                 "an application must have one emitter_lifespan, got two, one inside the other: handlers "
                 "could not tell their emitters apart"
             )
-        async with make_one(make) as emitter:
-            app.state.rokt_emitter = emitter
-            state: dict[str, Any] = {_KEY: emitter}
+        async with make_one(make) as tracker:
+            app.state.rokt_tracker = app.state.rokt_emitter = tracker
+            state: dict[str, Any] = {_KEY: tracker}
             try:
                 if inner is None:
                     yield state
@@ -57,7 +59,7 @@ def emitter_lifespan(
                 async with inner(app) as own:
                     yield {**(own or {}), **state}
             finally:
-                del app.state.rokt_emitter
+                del app.state.rokt_tracker, app.state.rokt_emitter
 
     return lifespan
 
@@ -71,16 +73,26 @@ def _check_inner(inner: Any) -> None:
         raise InvalidSettingError(f"inner must be a lifespan, called with the application, got {inner!r}")
 
 
-def get_emitter(connection: HTTPConnection) -> Emitter:
-    """Returns the application's emitter, from a request or a websocket.
+def get_tracker(connection: HTTPConnection) -> Tracker[Any]:
+    """Returns the application's tracker, from a request or a websocket.
 
     Raises:
         EmitterNotStartedError: The application was not started with `emitter_lifespan`.
     """
-    emitter = (connection.scope.get("state") or {}).get(_KEY)
-    if not isinstance(emitter, Emitter):
+    tracker: Tracker[Any] | None = (connection.scope.get("state") or {}).get(_KEY)
+    if tracker is None:
         raise EmitterNotStartedError(
             "this application has no emitter: give it lifespan=emitter_lifespan(Emitter), and see that its "
             "lifespan runs; a test does that by `with TestClient(app) as client:`"
         )
-    return emitter
+    return tracker
+
+
+def get_emitter(connection: HTTPConnection) -> Emitter:
+    """Returns the application's emitter, from a request or a websocket.
+
+    Raises:
+        EmitterNotStartedError: The application was not started with `emitter_lifespan`, or its tracker is no
+            emitter.
+    """
+    return check_is_emitter(get_tracker(connection))

@@ -1,0 +1,267 @@
+"""`rokt-events dead-letters`: what relays gave up, and publishing it again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import attrs
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress
+from rich.table import Table
+
+from rokt_events_async import RoktEventsError
+from rokt_events_async.cli._queues import queue_option, to_queue
+from rokt_events_async.outcomes import DeadLetter
+from rokt_events_async.relay.letters import event_of, why_not_replay
+from rokt_events_async.relay.queue import EventQueue
+
+_PAGE: Final = 200
+
+
+@click.group("dead-letters")
+def dead_letters() -> None:
+    """Looks at what relays gave up, and publishes it again."""
+
+
+def _options(command: Callable[..., Any]) -> Callable[..., Any]:
+    session = click.option("--session", "session_id", help="Only events of this session.")
+    outcome = click.option("--outcome", help="Only letters with this outcome, such as failed.")
+    decorated: Callable[..., Any] = queue_option(session(outcome(command)))
+    return decorated
+
+
+@attrs.frozen
+class _Choice:
+    """Which letters a command is about."""
+
+    ids: tuple[str, ...] = ()
+    session_id: str | None = None
+    outcome: str | None = None
+
+    def fits(self, letter: DeadLetter) -> bool:
+        if self.ids and letter.id not in self.ids:
+            return False
+        if self.outcome is not None and letter.outcome != self.outcome:
+            return False
+        if self.session_id is None:
+            return True
+        event = event_of(letter)
+        return event is not None and event.session_id == self.session_id
+
+
+@dead_letters.command("list")
+@_options
+@click.option(
+    "--limit", type=click.IntRange(1), default=50, show_default=True, help="The most that are shown."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line for each.")
+def list_(
+    queue: str | None,
+    session_id: str | None,
+    outcome: str | None,
+    limit: int,
+    as_json: bool,  # noqa: FBT001 -- by click
+) -> int:
+    """Lists them, the oldest first."""
+
+    async def look(source: EventQueue) -> list[DeadLetter]:
+        found: list[DeadLetter] = []
+        async with aclosing(_walk(source, _Choice((), session_id, outcome))) as letters:
+            async for letter in letters:
+                found.append(letter)
+                if len(found) == limit:
+                    break
+        return found
+
+    letters = _run(queue, look)
+    if as_json:
+        for letter in letters:
+            print(json.dumps(_as_dict(letter)))
+        return 0
+    table = Table("id", "when (UTC)", "outcome", "cause", "status", "event", "session", "reason")
+    for letter in letters:
+        event = event_of(letter)
+        table.add_row(
+            letter.id,
+            f"{letter.at:%Y-%m-%d %H:%M:%S}",
+            letter.outcome,
+            letter.cause,
+            str(letter.status or "-"),
+            str(event.event_type) if event else "-",
+            event.session_id if event else "-",
+            letter.reason,
+        )
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table if letters else "no dead letters")
+    if len(letters) == limit:
+        console.print(f"the first {limit}; --limit shows more")
+    return 0
+
+
+@dead_letters.command()
+@click.argument("letter_id")
+@queue_option
+def show(letter_id: str, queue: str | None) -> int:
+    """Prints one as JSON, with its event and Rokt's reasons."""
+
+    async def look(source: EventQueue) -> DeadLetter | None:
+        async with aclosing(_walk(source, _Choice((letter_id,)))) as letters:
+            return await anext(letters, None)
+
+    letter = _run(queue, look)
+    if letter is None:
+        raise click.ClickException(f"there is no dead letter {letter_id}")
+    print(json.dumps(_as_dict(letter), indent=2, ensure_ascii=False))
+    return 0
+
+
+@dead_letters.command()
+@click.argument("letter_ids", nargs=-1)
+@_options
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+def replay(
+    letter_ids: tuple[str, ...],
+    queue: str | None,
+    session_id: str | None,
+    outcome: str | None,
+    everything: bool,  # noqa: FBT001 -- by click
+) -> int:
+    """Publishes dead letters again: those with the given ids, of a session, of an outcome, or --all.
+
+    Each is published and removed in one step: to call it twice publishes it once, and Ctrl-C leaves nothing
+    half done. Expired and unreadable ones are refused. Unconfirmed ones may count twice. The exit status is
+    1 if some were refused.
+    """
+    choice = _choose(letter_ids, session_id, outcome, everything=everything)
+    replayed, refused = _run(queue, lambda source: _replay(source, choice))
+    _say(f"{replayed} published again")
+    for reason, count in refused.items():
+        _say(f"{count} refused: {reason}")
+    return 1 if refused else 0
+
+
+async def _replay(source: EventQueue, choice: _Choice) -> tuple[int, dict[str, int]]:
+    replayed, refused, unconfirmed = 0, dict[str, int](), 0
+    total = (await source.backlog()).dead_letters  # What becomes a dead letter again comes behind these.
+    with _progress(total) as advance:
+        async with aclosing(_pages(source, choice)) as pages:
+            async for page, looked_at in pages:
+                good = []
+                for letter in page:
+                    if why := why_not_replay(letter, now=datetime.now(UTC)):
+                        refused[why] = refused.get(why, 0) + 1
+                    else:
+                        good.append(letter)
+                        unconfirmed += letter.outcome == "unconfirmed"
+                if good:
+                    replayed += await source.replay(good)
+                advance(looked_at)
+                total -= looked_at
+                if total <= 0:
+                    break
+    if unconfirmed:
+        _say(
+            f"{unconfirmed} of them are unconfirmed: Rokt may have counted them before, and counts them twice"
+        )
+    return replayed, refused
+
+
+@dead_letters.command()
+@click.argument("letter_ids", nargs=-1)
+@_options
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+def delete(
+    letter_ids: tuple[str, ...],
+    queue: str | None,
+    session_id: str | None,
+    outcome: str | None,
+    everything: bool,  # noqa: FBT001 -- by click
+) -> int:
+    """Deletes dead letters: those with the given ids, of a session, of an outcome, or --all."""
+    choice = _choose(letter_ids, session_id, outcome, everything=everything)
+
+    async def run(source: EventQueue) -> int:
+        deleted = 0
+        async with aclosing(_pages(source, choice)) as pages:
+            async for page, _ in pages:
+                if page:
+                    deleted += await source.delete(page)
+        return deleted
+
+    print(f"{_run(queue, run)} deleted")
+    return 0
+
+
+def _choose(
+    ids: tuple[str, ...], session_id: str | None, outcome: str | None, *, everything: bool
+) -> _Choice:
+    if not (ids or session_id or outcome or everything):
+        raise click.UsageError("which? Give ids, --session ID, --outcome NAME, or --all")
+    return _Choice(ids, session_id, outcome)
+
+
+def _run(url: str | None, call: Callable[[EventQueue], Any]) -> Any:
+    async def run() -> Any:
+        source = to_queue(url)
+        try:
+            return await call(source)
+        finally:
+            await source.aclose()
+
+    try:
+        return asyncio.run(run())
+    except RoktEventsError as error:
+        raise click.ClickException(str(error)) from None
+
+
+async def _pages(source: EventQueue, choice: _Choice) -> AsyncGenerator[tuple[list[DeadLetter], int], None]:
+    """Yields the letters of a choice, and how many were looked at for them, page by page."""
+    after = ""
+    while letters := await source.dead_letters(after=after, count=_PAGE):
+        after = letters[-1].id
+        yield [letter for letter in letters if choice.fits(letter)], len(letters)
+
+
+async def _walk(source: EventQueue, choice: _Choice) -> AsyncGenerator[DeadLetter, None]:
+    async with aclosing(_pages(source, choice)) as pages:
+        async for page, _ in pages:
+            for letter in page:
+                yield letter
+
+
+def _as_dict(letter: DeadLetter) -> dict[str, Any]:
+    event = event_of(letter)
+    return {
+        "id": letter.id,
+        "at": letter.at.isoformat(),
+        "outcome": letter.outcome,
+        "cause": letter.cause,
+        "reason": letter.reason,
+        "status": letter.status,
+        "errors": [{"code": error.code, "message": error.message} for error in letter.errors],
+        "attempts": letter.attempts,
+        "relay_id": letter.relay_id,
+        "partition": letter.partition,
+        "event": event.to_dict() if event else None,
+        "fields": None if event else [field.decode("utf-8", "backslashreplace") for field in letter.fields],
+    }
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Shows a bar on a terminal."""
+    console = Console(stderr=True)
+    with Progress(BarColumn(), MofNCompleteColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
