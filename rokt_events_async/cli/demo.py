@@ -26,6 +26,7 @@ from rokt_events_async import (
     PartnerEvent,
     Receipt,
 )
+from rokt_events_async.cli.fleet import run_fleet
 from rokt_events_async.sandbox import Sandbox
 from rokt_events_async.testing import Claim, claim_of, disagreements
 
@@ -46,10 +47,15 @@ _EXAMPLES: Final = 3
     "--sessions", type=click.IntRange(1, 100_000), default=300, show_default=True, help="Checkout sessions."
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Seed of the traffic and the faults.")
-def demo(sessions: int, seed: int) -> int:
-    """Plays a shop's traffic against a sandbox with faults, and compares both accounts."""
+@click.option("--fleet", is_flag=True, help="Four publishers, a real Valkey, two relays, one of them killed.")
+def demo(sessions: int, seed: int, fleet: bool) -> int:  # noqa: FBT001 -- by click
+    """Plays a shop's traffic against a sandbox with faults, and compares both accounts.
+
+    With --fleet the events go through a queue, and nothing must be lost when a relay is killed. The exit
+    status is 1 if the accounts differ.
+    """
     try:
-        return asyncio.run(_demo(sessions, seed))
+        return asyncio.run(run_fleet(seed) if fleet else _demo(sessions, seed))
     except KeyboardInterrupt:
         raise click.Abort from None
 

@@ -40,7 +40,8 @@ is absent if nothing went wrong. For a request it is the HTTP status or `no_answ
 API's own code if it gave one, and otherwise the event's `Cause`.
 
 A request is a span of kind client, `send server_events`, linked to the spans in which its events were
-tracked, also through a queue: the trace context travels in the entry. It is a root span, because it carries events of many traces. No attribute contains event data.
+tracked, also through a queue: the trace context travels in the entry. It is a root span, because it carries
+events of many traces. No attribute contains event data.
 """
 
 from __future__ import annotations

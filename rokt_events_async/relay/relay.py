@@ -502,6 +502,7 @@ class Relay:
             "partitions": list(self._share),
             "held": len(self._window),
             "delivered": self._counts.delivered,
+            "redelivered": self._counts.redelivered,
             "rate": round(self._rate.of(self._counts.delivered, now=now), 1),
             "rokt": self._emitter.health.state,
         }
