@@ -293,6 +293,8 @@ def restore(data: Mapping[str, Any]) -> PartnerEvent:
     draft.session_id = str.__str__(data["sessionId"])
     draft.parent_guid = str.__str__(data["parentGuid"])
     draft.client_unique_id = str.__str__(data["clientUniqueId"])
+    if not (name and draft.session_id and draft.parent_guid and draft.client_unique_id):
+        raise ValueError("a required field is empty")
     draft.metadata = _shared(tuple([(one["name"], one["value"]) for one in data.get("metadata", ())]))
     draft.__class__ = PartnerEvent
     event: PartnerEvent = draft
@@ -327,9 +329,11 @@ def _plain_pairs(metadata: Metadata) -> tuple[NameValuePair, ...] | None:
 
 
 def _shared(items: tuple[tuple[str, str], ...]) -> tuple[NameValuePair, ...]:
-    """Returns the pairs of plain strings, the same tuple for equal ones."""
+    """Returns the pairs of plain strings, the same tuple for equal ones. No name may be empty."""
     shared = _shared_pairs.get(items)
     if shared is None:
+        if not all(name for name, _ in items):
+            raise ValueError("a name is empty")
         shared = tuple([_plain_pair(str.__str__(name), str.__str__(value)) for name, value in items])
         if sum([len(name) + len(value) for name, value in items]) <= MAX_SHARED:
             if len(_shared_pairs) >= _MAX_SHARED_COUNT:

@@ -1,12 +1,13 @@
-"""For tests of applications: compares what an emitter said with what a sandbox saw."""
+"""For tests of applications: compares what an emitter said with what a sandbox saw; a queue in memory."""
 
 from __future__ import annotations
 
 from rokt_events_async.events import PartnerEvent
 from rokt_events_async.outcomes import DeliveryError, Receipt
+from rokt_events_async.relay.memory import MemoryQueue
 from rokt_events_async.sandbox.audit import Claim, disagreements
 
-__all__ = ["Claim", "claim_of", "disagreements"]
+__all__ = ["Claim", "MemoryQueue", "claim_of", "disagreements"]
 
 
 def claim_of(event: PartnerEvent, outcome: Receipt | DeliveryError) -> Claim:
