@@ -167,6 +167,9 @@ class Publisher:
             await self._check_queue()
         except QueueUnavailableError as error:
             self._note_failure(error)
+        except BaseException:
+            await self._queue.aclose()
+            raise
         if self._state != "new":
             await self.start()  # Another call has opened or closed it meanwhile.
             return
@@ -312,9 +315,9 @@ class Publisher:
             EmitterNotStartedError, WrongContextError: As `track`.
         """
         seconds = None if timeout is None else check_number("timeout", timeout, at_least=0)
-        self._check_started()
         if self._state == "closed":
             return True
+        self._check_started()
         self._home.check()
         try:
             async with asyncio.timeout(seconds):
@@ -399,7 +402,7 @@ class Publisher:
             self._waiting.extendleft(reversed(self._under_way))
             self._under_way = []
             await self._pause(wait)
-            wait = min(2 * wait, _WAITS[1])
+            wait = min(2 * wait, _WAITS[1], self._timeout / 4)
 
     def _next_batch(self) -> list[_Publication]:
         """Returns the next events, without those whose callers wait no more and those whose time is over."""
@@ -462,12 +465,12 @@ class Publisher:
         for publication, reply in zip(batch, replies, strict=True):
             if isinstance(reply, str):
                 self._receive(publication, reply)
-            elif isinstance(reply, QueueUnavailableError):
-                failure = reply
-                publication.entry.tries -= 1  # The queue has said that it did not take it.
+                continue
+            failure = reply
+            publication.entry.tries -= 1  # The queue has said that it did not take it.
+            if isinstance(reply, QueueUnavailableError):
                 self._under_way.append(publication)
             else:
-                failure = reply
                 self._refuse(publication, reply)
         if failure is None:
             self._note_success()

@@ -66,6 +66,10 @@ _MIN_IDLE: Final = 1000
 """Milliseconds that an entry must have been idle to be taken: of two relays that take it, one gets it."""
 
 _PAGE: Final = 1000
+_ACKNOWLEDGE: Final = """#!lua flags=allow-oom
+local count = redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 2))
+redis.call('XDEL', KEYS[1], unpack(ARGV, 2))
+return count"""
 _BURY: Final = """#!lua flags=allow-oom
 if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
 redis.call('XADD', KEYS[2], '*', 'd', ARGV[3], 'f', ARGV[4])
@@ -207,6 +211,10 @@ class RedisQueue:
             raise QueueUnavailableError(f"{self._where} did not answer within {timeout:g} s") from None
         except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
             raise QueueRefusedError(f"{self._where} refuses the connection: {_text(error)}") from None
+        except RuntimeError as error:
+            if "closed" not in str(error):  # So uvloop says that the connection has broken.
+                raise
+            raise QueueUnavailableError(f"{self._where} cannot be reached: connection closed") from None
         except (RedisError, OSError) as error:
             raise QueueUnavailableError(f"{self._where} cannot be reached: {_text(error)}") from None
 
@@ -418,16 +426,12 @@ class RedisQueue:
         await self._run(*commands)
 
     async def acknowledge(self, entries: Sequence[Entry]) -> int:
-        commands: list[tuple[Any, ...]] = []
-        for number, group in _by_partition(entries).items():
-            ids = [entry.id for entry in group]
-            commands += [("XACK", self._streams[number], _GROUP, *ids), ("XDEL", self._streams[number], *ids)]
-        replies = await self._run(("MULTI",), *commands, ("EXEC",))
-        counts = replies[-1]
-        for count in counts:
-            if isinstance(count, Exception):
-                raise self._translate(count) from None
-        return sum(counts[::2])
+        # Not in a MULTI: Redis 7.0 refuses it while memory is full, and this is what frees it.
+        commands = [
+            ("EVAL", _ACKNOWLEDGE, 1, self._streams[number], _GROUP, *[entry.id for entry in group])
+            for number, group in _by_partition(entries).items()
+        ]
+        return sum(await self._run(*commands))
 
     async def bury(self, letters: Sequence[tuple[Entry, DeadLetter]]) -> int:
         commands = [
@@ -635,7 +639,9 @@ def _parse(url: object) -> dict[str, Any]:
     options: dict[str, Any] | None = None
     with contextlib.suppress(ValueError):
         options = dict(redis_connection.parse_url(f"{_SCHEMES[scheme.lower()]}://{rest}"))
-    if options is None or (not options.get("host") and not options.get("path")):
+    database = rest.partition("?")[0].partition("/")[2] if scheme.lower() != "unix" else ""
+    is_wrong = database and not database.isdecimal()
+    if options is None or is_wrong or (not options.get("host") and not options.get("path")):
         raise InvalidSettingError(f"{expected}, with a host, and a port and a database that are numbers")
     username, password = options.pop("username", None), options.pop("password", None)
     if unknown := options.keys() - _OPTIONS:

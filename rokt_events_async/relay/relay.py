@@ -322,15 +322,16 @@ class Relay:
         if self._state == "new":
             self._set_state("closed")
             await self._queue.aclose()
-        if self._closing is None and self._state != "closed":
+        if self._state == "closed":
+            return self.stats
+        if self._closing is None:
             self._closing = asyncio.create_task(self._close(seconds), name="rokt-events-relay-close")
-        if self._closing is not None:
-            try:
-                await asyncio.shield(self._closing)
-            except asyncio.CancelledError:  # A second interrupt: the grace period ends.
-                self._closing.cancel()
-                await asyncio.wait([self._closing])
-                raise
+        try:
+            await asyncio.shield(self._closing)
+        except asyncio.CancelledError:  # A second interrupt: the grace period ends.
+            self._closing.cancel()
+            await asyncio.wait([self._closing])
+            raise
         return self.stats
 
     async def _close(self, seconds: float) -> None:
