@@ -29,7 +29,9 @@ MAX_BATCH_SIZE: Final = 25
 """The most events that a request may carry (specification, "NameValuePair", note)."""
 
 
-def check_number(name: str, value: object, *, at_least: float, above: bool = False) -> float:
+def check_number(
+    name: str, value: object, *, at_least: float, above: bool = False, at_most: float = math.inf
+) -> float:
     """Returns the value as a float.
 
     Args:
@@ -39,13 +41,16 @@ def check_number(name: str, value: object, *, at_least: float, above: bool = Fal
         InvalidSettingError: It is no finite number within the bounds.
     """
     bounds = f"a finite number {'>' if above else '>='} {at_least:g}"
+    if at_most < math.inf:
+        bounds += f" and <= {at_most:g}"
     if isinstance(value, bool) or not isinstance(value, Real):
         _refuse(name, bounds, value)
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
-    if not math.isfinite(number) or number < at_least or (above and number == at_least):
+    is_low = number < at_least or (above and number == at_least)
+    if not math.isfinite(number) or is_low or number > at_most:
         _refuse(name, bounds, value)
     return number
 

@@ -90,7 +90,6 @@ class Held:
         trace_parent: The W3C `traceparent` that came with it.
         size: Its size, in bytes.
         is_marked: True if the queue knows that its event may be sent.
-        is_doubtful: True if another relay may have taken it since.
         number: Its place in the order in which the relay's window took its entries.
     """
 
@@ -101,7 +100,6 @@ class Held:
     trace_parent: str | None
     size: int
     is_marked: bool
-    is_doubtful: bool = False
     number: int = 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, Literal
 
 from rokt_events_async.errors import InvalidEventError
@@ -19,6 +19,8 @@ from rokt_events_async.relay.entries import Entry, Held
 Verdict = Literal["acknowledge", "again", "leave", "stop"] | DeadLetter
 """What to do: remove the entry, offer its event again, leave it pending for another relay, leave it and stop
 the relay, or make a dead letter of it."""
+
+_SKEW: Final = timedelta(hours=1)
 
 _AGAIN: Final = frozenset({Cause.DEADLINE, Cause.QUEUE_FULL})
 """Causes of the emitter's own bounds. The event was not accepted, and the queue keeps it."""
@@ -60,9 +62,17 @@ def judge(held: Held, outcome: Receipt | BaseException, *, relay_id: str, now: d
     )
 
 
-def judge_invalid(held: Held, error: InvalidEventError, *, relay_id: str, now: datetime) -> DeadLetter:
-    """Returns the dead letter of an event that the emitter did not accept: too old, or too far ahead."""
+def judge_invalid(
+    held: Held, error: InvalidEventError, *, relay_id: str, now: datetime
+) -> DeadLetter | Literal["again"]:
+    """Returns what to do with an event that the emitter did not accept for its time.
+
+    Too old, it is a dead letter. Ahead of this clock by less than an hour, it is offered again: the clocks of
+    its publisher and of this relay differ.
+    """
     time = held.event.event_time
+    if time is not None and timedelta(0) < time - now < _SKEW:
+        return "again"
     if time is not None and is_expired(time, now=now):
         reason = "the event became older than 3 days while it was in the queue"
         return _letter(held, "expired", "expired", reason, relay_id=relay_id, now=now)

@@ -17,6 +17,17 @@ def event_of(letter: DeadLetter) -> PartnerEvent | None:
         return None
 
 
+def fields_to_replay(letter: DeadLetter) -> tuple[bytes, ...]:
+    """Returns the fields with which a dead letter is published again.
+
+    It is a publication of its own: with the old publish id a relay would take it for a repetition.
+    """
+    pairs = zip(letter.fields[::2], letter.fields[1::2], strict=False)
+    new_id = b"replay-%b" % letter.id.encode()
+    kept = [(name, new_id if name == b"i" else value) for name, value in pairs if name != b"a"]
+    return tuple([part for pair in kept for part in pair])
+
+
 def why_not_replay(letter: DeadLetter, *, now: datetime) -> str | None:
     """Returns why a dead letter must not be published again, `None` if it may be."""
     event = event_of(letter)

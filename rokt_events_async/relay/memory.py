@@ -15,6 +15,7 @@ import attrs
 from rokt_events_async.errors import QueueFullError, QueueUnavailableError
 from rokt_events_async.outcomes import DeadLetter
 from rokt_events_async.relay.entries import Entry, NewEntry
+from rokt_events_async.relay.letters import fields_to_replay
 from rokt_events_async.relay.queue import Backlog, Findings, RelayPresence, Roster, Taken
 
 
@@ -161,15 +162,10 @@ class MemoryQueue:
         found = set()
         for entry in entries:
             pending = self._partitions[entry.partition].pending.get(int(entry.id))
-            if pending is not None:
-                pending.owner, pending.is_marked = relay_id, is_marked
+            if pending is not None and pending.owner == relay_id:
+                pending.is_marked = is_marked
                 found.add(entry)
         return found
-
-    async def owned(self, relay_id: str, partition: int) -> set[bytes]:
-        self._check()
-        pending = self._partitions[partition].pending
-        return {_id(id_) for id_, one in pending.items() if one.owner == relay_id}
 
     async def acknowledge(self, entries: Sequence[Entry]) -> int:
         self._check()
@@ -204,9 +200,11 @@ class MemoryQueue:
         alive = [one for one, presence in self._relays.items() if presence and presence.until > now]
         return Roster(tuple(sorted(alive)), tuple(sorted(self._relays.keys() - set(alive))))
 
-    async def leave(self, relay_id: str) -> None:
+    async def leave(self, relay_id: str, nonce: str) -> None:
         self._check()
-        self._relays[relay_id] = None
+        known = self._relays.get(relay_id)
+        if known is not None and known.nonce == nonce:
+            self._relays[relay_id] = None
 
     async def forget(self, relay_id: str) -> bool:
         self._check()
@@ -241,6 +239,7 @@ class MemoryQueue:
         return Backlog(
             waiting=waiting,
             pending=pending,
+            holders=tuple({one.owner for place in self._partitions for one in place.pending.values()}),
             oldest=datetime.now(UTC) if sum(waiting) + pending else None,
             published=self._published,
             dead_letters=len(self._dead),
@@ -259,7 +258,7 @@ class MemoryQueue:
         replayed = 0
         for letter in letters:
             if self._dead.pop(int(letter.id), None) is not None:
-                self._append(letter.partition, letter.fields)
+                self._append(letter.partition, fields_to_replay(letter))
                 replayed += 1
         self._arrived.set()
         return replayed

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import contextvars
 import itertools
 import logging
@@ -113,7 +114,9 @@ class Publisher:
         _clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         if not hasattr(queue, "publish"):
-            raise InvalidSettingError(f"queue must be an EventQueue, such as RedisQueue(url), got {queue!r}")
+            raise InvalidSettingError(
+                f"queue must be an EventQueue, such as RedisQueue(url), got a {type(queue).__name__}"
+            )
         if not isinstance(require_durable, bool):
             raise InvalidSettingError(f"require_durable must be True or False, got {require_durable!r}")
         self._queue = queue
@@ -133,7 +136,7 @@ class Publisher:
         self._waiting: deque[_Publication] = deque()
         self._wake: asyncio.Event = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
-        self._idle: asyncio.Event = asyncio.Event()
+        self._closing: asyncio.Task[None] | None = None
         self._is_checked = False
         self._problems: tuple[str, ...] = ()
         self._failing_since: datetime | None = None
@@ -231,28 +234,36 @@ class Publisher:
         if self._state == "closed":
             return self.stats
         self._home.check()
-        self._state, self._since = "closing", self._clock()
+        if self._closing is None:
+            self._state, self._since = "closing", self._clock()
+            self._closing = asyncio.create_task(self._close(seconds), name="rokt-events-publisher-close")
         try:
-            async with asyncio.timeout(seconds):
-                await self._settled()
-        except TimeoutError:
-            pass
-        finally:
-            await self._end()
+            await asyncio.shield(self._closing)
+        except asyncio.CancelledError:  # The waiting ends; every caller is told.
+            self._closing.cancel()
+            await asyncio.wait([self._closing])
+            raise
         return self.stats
 
-    async def _end(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.cancel()
-            await asyncio.wait([writer])
+    async def _close(self, seconds: float) -> None:
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._settled()
+        finally:
+            assert self._writer is not None, "the publisher was started"
+            self._writer.cancel()
             self._waiting.extendleft(reversed(self._under_way))
             self._under_way = []
             while self._waiting:
                 self._refuse(self._waiting.popleft(), _closed_error())
-            await self._listeners.idle()
-            await self._queue.aclose()
             self._state, self._since = "closed", self._clock()
+            await asyncio.shield(self._end(self._writer))
+
+    async def _end(self, writer: asyncio.Task[None]) -> None:
+        await asyncio.wait([writer])
+        await self._listeners.idle()
+        await self._queue.aclose()
 
     # Events.
 
@@ -437,13 +448,18 @@ class Publisher:
         """Sends what is under way. Returns False if the queue did not take or not answer for some of it."""
         assert self._home.loop is not None, "the writer runs"
         batch = self._under_way
-        left = batch[0].deadline - self._home.loop.time()
-        self._repeats += sum([publication.entry.tries > 0 for publication in batch])
+        loop = self._home.loop
+        tries = [publication.entry.tries for publication in batch]
         try:
-            async with asyncio.timeout(left):
+            async with asyncio.timeout_at(batch[0].deadline):
                 await self._check_queue()
-            self._batches += 1
-            replies = await self._queue.publish([one.entry for one in batch], timeout=left)
+            left = max(0.001, batch[0].deadline - loop.time())
+            try:
+                replies = await self._queue.publish([one.entry for one in batch], timeout=left)
+            finally:
+                sent = [before for before, one in zip(tries, batch, strict=True) if one.entry.tries > before]
+                self._batches += bool(sent)
+                self._repeats += sum([before > 0 for before in sent])
         except (QueueUnavailableError, TimeoutError) as error:
             self._note_failure(error)
             return False

@@ -49,6 +49,7 @@ class Backlog:
     Attributes:
         waiting: Entries that no relay has read, by partition.
         pending: Entries that relays have read and not acknowledged.
+        holders: The relays for which entries are pending.
         oldest: When the oldest entry was published, in UTC; `None` if there is none.
         published: How many entries were ever published.
         dead_letters: Dead letters that are kept.
@@ -57,6 +58,7 @@ class Backlog:
 
     waiting: tuple[int, ...] = ()
     pending: int = 0
+    holders: tuple[str, ...] = ()
     oldest: datetime | None = None
     published: int = 0
     dead_letters: int = 0
@@ -136,13 +138,10 @@ class EventQueue(Protocol):
         """
 
     async def mark(self, relay_id: str, entries: Sequence[Entry]) -> set[Entry]:
-        """Notes that the events may be sent from now on. Returns those that are still pending."""
+        """Notes that the events may be sent from now on. Returns those that are pending for this relay."""
 
     async def unmark(self, relay_id: str, entries: Sequence[Entry]) -> None:
-        """Notes that the events were provably not accepted."""
-
-    async def owned(self, relay_id: str, partition: int) -> set[bytes]:
-        """Returns the ids of all entries that are pending for this relay."""
+        """Notes that the events were provably not accepted, of those that are pending for this relay."""
 
     async def acknowledge(self, entries: Sequence[Entry]) -> int:
         """Removes entries. Returns how many were still pending."""
@@ -164,8 +163,8 @@ class EventQueue(Protocol):
             `None` if another living process has this id.
         """
 
-    async def leave(self, relay_id: str) -> None:
-        """Says that a relay has ended."""
+    async def leave(self, relay_id: str, nonce: str) -> None:
+        """Says that a relay has ended, unless another process has its id."""
 
     async def forget(self, relay_id: str) -> bool:
         """Forgets a relay that has ended, unless entries are pending for it. Returns True if it is gone."""

@@ -38,10 +38,14 @@ except ModuleNotFoundError as _missing:  # pragma: no cover -- a test runs it in
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
+    ClusterDownError,
+    MasterDownError,
     NoPermissionError,
     OutOfMemoryError,
+    ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 
 from rokt_events_async.errors import (
@@ -53,6 +57,7 @@ from rokt_events_async.errors import (
 )
 from rokt_events_async.outcomes import DeadLetter
 from rokt_events_async.relay.entries import FORMAT, Entry, NewEntry
+from rokt_events_async.relay.letters import fields_to_replay
 from rokt_events_async.relay.queue import Backlog, Findings, RelayPresence, Roster, Taken
 from rokt_events_async.settings import check_count, check_number
 
@@ -65,20 +70,36 @@ _READ, _MARKED = 1, 2
 _MIN_IDLE: Final = 1000
 """Milliseconds that an entry must have been idle to be taken: of two relays that take it, one gets it."""
 
-_PAGE: Final = 1000
 _ACKNOWLEDGE: Final = """#!lua flags=allow-oom
 local count = redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 2))
 redis.call('XDEL', KEYS[1], unpack(ARGV, 2))
 return count"""
+_MARK: Final = """#!lua flags=allow-oom
+local claim = {'XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0}
+for i = 4, #ARGV do
+  local found = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2])
+  if #found > 0 then table.insert(claim, ARGV[i]) end
+end
+if #claim == 5 then return {} end
+for _, part in ipairs({'RETRYCOUNT', ARGV[3], 'JUSTID'}) do table.insert(claim, part) end
+return redis.call(unpack(claim))"""
 _BURY: Final = """#!lua flags=allow-oom
-if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
+if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1) == 0 then return 0 end
 redis.call('XADD', KEYS[2], '*', 'd', ARGV[3], 'f', ARGV[4])
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 redis.call('XDEL', KEYS[1], ARGV[2])
 return 1"""
 _REPLAY: Final = """#!lua
-if redis.call('XDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
+if #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) == 0 then return 0 end
 redis.call('XADD', KEYS[2], '*', unpack(ARGV, 2))
+redis.call('XDEL', KEYS[1], ARGV[1])
 return 1"""
+_LEAVE: Final = """#!lua flags=allow-oom
+local found = redis.call('GET', KEYS[1])
+if found and string.sub(found, 1, #ARGV[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+return 1"""
+_CREATE: Final = """#!lua flags=allow-oom
+return redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')"""
 _BEAT: Final = """#!lua flags=allow-oom
 local key = ARGV[1] .. ARGV[2]
 local found = redis.call('GET', key)
@@ -204,7 +225,10 @@ class RedisQueue:
                         entry.tries += 1
                     packed = [hiredis.pack_command(command) for command in commands]
                     await connection.send_packed_command(packed, check_health=False)
-                    return [await _reply(connection) for _ in commands]
+                    replies = [await _reply(connection) for _ in commands]
+                    if any(isinstance(reply, ReadOnlyError) for reply in replies):
+                        await connection.disconnect()  # A name that has moved is looked up again.
+                    return replies
                 finally:
                     await self._pool.release(connection)
         except TimeoutError:
@@ -228,6 +252,8 @@ class RedisQueue:
         replies = await self._exchange(commands, timeout=timeout or self._timeout)
         for reply in replies:
             if isinstance(reply, Exception):
+                if _text(reply).startswith("NOGROUP"):
+                    await self._make_groups()
                 raise self._translate(reply) from None
         return replies
 
@@ -238,7 +264,7 @@ class RedisQueue:
             return QueueFullError(f"the queue is full: the memory of {self._where} is used up")
         if isinstance(error, NoPermissionError) or text.startswith("NOPERM"):
             return QueueRefusedError(f"{self._where} does not permit it: {text}")
-        if text.split(" ", 1)[0] in _PASSING:
+        if isinstance(error, _PASSING_ERRORS) or text.split(" ", 1)[0] in _PASSING:
             return QueueUnavailableError(f"{self._where} does not serve now: {text}")
         return QueueRefusedError(f"{self._where} refuses: {text}")
 
@@ -318,7 +344,7 @@ class RedisQueue:
             for name, groups in zip(self._streams, replies, strict=True)
             if isinstance(groups, Exception) or not any(_GROUP.encode() in group for group in groups)
         ]
-        commands = [("XGROUP", "CREATE", name, _GROUP, "0", "MKSTREAM") for name in missing]
+        commands = [("EVAL", _CREATE, 1, name, _GROUP) for name in missing]
         for reply in await self._exchange(commands, timeout=self._timeout) if commands else ():
             if isinstance(reply, Exception) and not _text(reply).startswith("BUSYGROUP"):
                 raise self._translate(reply) from None
@@ -340,10 +366,9 @@ class RedisQueue:
         command = ("XREADGROUP", "GROUP", _GROUP, relay_id, "COUNT", count, *block, "STREAMS", *names)
         (reply,) = await self._exchange([(*command, *[">"] * len(names))], timeout=self._timeout + wait)
         if isinstance(reply, Exception):
-            if not _text(reply).startswith("NOGROUP"):
-                raise self._translate(reply) from None
-            await self._make_groups()  # The streams are gone, with all that was in them.
-            return []
+            if _text(reply).startswith("NOGROUP"):
+                await self._make_groups()  # The streams are gone, with all that was in them.
+            raise self._translate(reply) from None
         return [
             Entry(self._numbers[name], id_, tuple(fields))
             for name, found in reply or ()
@@ -383,24 +408,19 @@ class RedisQueue:
         entries.sort(key=lambda entry: as_number(entry.id))
         return Taken(entries, last)
 
-    async def owned(self, relay_id: str, partition: int) -> set[bytes]:
-        found: set[bytes] = set()
-        start = b"-"
-        while True:
-            command = ("XPENDING", self._streams[partition], _GROUP, start, "+", _PAGE, relay_id)
-            (listed,) = await self._run(command)
-            found.update([item[0] for item in listed])
-            if len(listed) < _PAGE:
-                return found
-            start = b"(%b" % listed[-1][0]
-
     async def mark(self, relay_id: str, entries: Sequence[Entry]) -> set[Entry]:
+        return await self._count(relay_id, entries, _MARKED)
+
+    async def unmark(self, relay_id: str, entries: Sequence[Entry]) -> None:
+        await self._count(relay_id, entries, _READ)
+
+    async def _count(self, relay_id: str, entries: Sequence[Entry], counter: int) -> set[Entry]:
+        """Sets the delivery counter of the entries that are pending for this relay, and returns these."""
         groups = _by_partition(entries)
         commands = [
             (
-                *("XCLAIM", self._streams[number], _GROUP, relay_id, 0),
+                *("EVAL", _MARK, 1, self._streams[number], _GROUP, relay_id, counter),
                 *[entry.id for entry in group],
-                *("RETRYCOUNT", _MARKED, "JUSTID"),
             )
             for number, group in groups.items()
         ]
@@ -413,17 +433,6 @@ class RedisQueue:
                 left = set(reply)
                 pending.update([entry for entry in group if entry.id in left])
         return pending
-
-    async def unmark(self, relay_id: str, entries: Sequence[Entry]) -> None:
-        commands = [
-            (
-                *("XCLAIM", self._streams[number], _GROUP, relay_id, 0),
-                *[entry.id for entry in group],
-                *("RETRYCOUNT", _READ, "JUSTID"),
-            )
-            for number, group in _by_partition(entries).items()
-        ]
-        await self._run(*commands)
 
     async def acknowledge(self, entries: Sequence[Entry]) -> int:
         # Not in a MULTI: Redis 7.0 refuses it while memory is full, and this is what frees it.
@@ -457,8 +466,8 @@ class RedisQueue:
         alive, gone = [tuple(sorted(one.decode() for one in ids)) for ids in reply]
         return Roster(alive, gone)
 
-    async def leave(self, relay_id: str) -> None:
-        await self._run(("DEL", f"{self._heartbeat}{relay_id}"))
+    async def leave(self, relay_id: str, nonce: str) -> None:
+        await self._run(("EVAL", _LEAVE, 1, f"{self._heartbeat}{relay_id}", f"{nonce} "))
 
     async def forget(self, relay_id: str) -> bool:
         keys = (self._relays, *self._streams)
@@ -509,6 +518,7 @@ class RedisQueue:
         return Backlog(
             waiting=tuple(max(0, length - held) for length, held in zip(lengths, pending, strict=True)),
             pending=sum(pending),
+            holders=tuple(_holders(summaries)),
             oldest=datetime.fromtimestamp(min(oldest) / 1000, UTC) if oldest else None,
             published=sum(_entries_added(info) for info in infos if not isinstance(info, Exception)),
             dead_letters=replies[-2],
@@ -529,7 +539,10 @@ class RedisQueue:
                     f"the dead letter {letter.id} cannot be replayed: it is no event's entry"
                 )
         commands = [
-            ("EVAL", _REPLAY, 2, self._dead, self._streams[letter.partition], letter.id, *letter.fields)
+            (
+                *("EVAL", _REPLAY, 2, self._dead, self._streams[letter.partition], letter.id),
+                *fields_to_replay(letter),
+            )
             for letter in letters
         ]
         return sum(await self._run(*commands))
@@ -552,9 +565,23 @@ class RedisQueue:
 
 
 _PASSING: Final = frozenset(
-    ["LOADING", "READONLY", "MASTERDOWN", "MISCONF", "NOREPLICAS", "BUSY", "CLUSTERDOWN", "TRYAGAIN"]
+    [
+        "LOADING",
+        "NOGROUP",
+        "UNBLOCKED",
+        "READONLY",
+        "MASTERDOWN",
+        "MISCONF",
+        "NOREPLICAS",
+        "BUSY",
+        "CLUSTERDOWN",
+        "TRYAGAIN",
+    ]
 )
 """Error codes of a server that may serve again."""
+
+_PASSING_ERRORS: Final = (ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
+"""The same, where the client has cut the code off."""
 
 
 async def _reply(connection: redis_connection.AbstractConnection) -> Any:
@@ -583,6 +610,12 @@ def as_number(id_: bytes) -> tuple[int, int]:
     """Returns the id of a stream's entry as numbers, which compare as the entries do."""
     milliseconds, _, sequence = id_.partition(b"-")
     return int(milliseconds), int(sequence)
+
+
+def _holders(summaries: Iterable[Any]) -> dict[str, None]:
+    """Returns the names in the replies of XPENDING."""
+    told = [summary[3] or () for summary in summaries if not isinstance(summary, Exception)]
+    return dict.fromkeys(name.decode() for consumers in told for name, _ in consumers)
 
 
 def _entries_added(info: Sequence[Any]) -> int:
@@ -640,14 +673,12 @@ def _parse(url: object) -> dict[str, Any]:
     with contextlib.suppress(ValueError):
         options = dict(redis_connection.parse_url(f"{_SCHEMES[scheme.lower()]}://{rest}"))
     database = rest.partition("?")[0].partition("/")[2] if scheme.lower() != "unix" else ""
-    is_wrong = database and not database.isdecimal()
+    is_wrong = (database and not database.isdecimal()) or "#" in rest or "@" in rest.partition("?")[2]
     if options is None or is_wrong or (not options.get("host") and not options.get("path")):
         raise InvalidSettingError(f"{expected}, with a host, and a port and a database that are numbers")
     username, password = options.pop("username", None), options.pop("password", None)
-    if unknown := options.keys() - _OPTIONS:
-        raise InvalidSettingError(
-            f"the queue's URL must have no options but db and ssl_…, got {', '.join(sorted(unknown))}"
-        )
+    if options.keys() - _OPTIONS:
+        raise InvalidSettingError("the queue's URL must have no options but db and ssl_… (it is not shown)")
     if password is not None:
         options["credential_provider"] = _Login(username, password)
     return options

@@ -29,7 +29,7 @@ import os
 import secrets
 import socket
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self
@@ -44,8 +44,8 @@ from rokt_events_async.errors import (
     EmitterClosedError,
     InvalidEventError,
     InvalidSettingError,
+    NotAcceptedError,
     QueueFullError,
-    QueueRefusedError,
     QueueUnavailableError,
     RoktEventsError,
 )
@@ -68,11 +68,18 @@ from rokt_events_async.relay.window import Window
 from rokt_events_async.settings import MAX_BATCH_SIZE, RetryPolicy, check_count, check_number
 
 _MIB: Final = 1024 * 1024
-_THREE_DAYS: Final = 3 * 24 * 3600.0
+_DAY: Final = 24 * 3600.0
+_THREE_DAYS: Final = 3 * _DAY
 """As old as an event may be (specification, "PartnerEvent", eventTime)."""
 
 _PAGE: Final = 1000
 """The most entries of one exchange with the queue."""
+
+_PAGE_BYTES: Final = 4 * _MIB
+"""About the most bytes of such an exchange."""
+
+_FIRST_PAGE: Final = 125
+"""The first page: how large the events are is not known yet."""
 
 _BLOCK: Final = 0.5
 """Seconds that a read waits for entries."""
@@ -83,6 +90,12 @@ _RETRY_AFTER: Final = (0.05, 1.0)
 
 _AGAIN_AFTER: Final = 1.0
 """Seconds until an event that the emitter had no room for is offered again."""
+
+_LATER: Final = 30.0
+"""Seconds until an event whose time lies too far ahead is offered again."""
+
+_PREDECESSOR: Final = 30.0
+"""Seconds that the heartbeat of a predecessor with the same id may live on, whatever its time-out was."""
 
 _TRIM_EVERY: Final = 60.0
 _LEAVE_WITHIN: Final = 5.0
@@ -96,8 +109,8 @@ class RelayStoppedError(RoktEventsError):
 class Relay:
     """Delivers the events of a queue to Rokt, along with other relays.
 
-    `async with relay:` runs it beside the application's own work; `await relay.run()` runs it until it is
-    cancelled or `stop()` is called.
+    `async with relay:` runs it beside the application's own work, and raises at its end what the relay had to
+    stop for; `await relay.run()` runs it until it is cancelled or `stop()` is called.
 
     Args:
         queue: The queue, such as `RedisQueue("rediss://…")`. The relay opens and closes it.
@@ -139,7 +152,9 @@ class Relay:
         _clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         if not hasattr(queue, "read"):
-            raise InvalidSettingError(f"queue must be an EventQueue, such as RedisQueue(url), got {queue!r}")
+            raise InvalidSettingError(
+                f"queue must be an EventQueue, such as RedisQueue(url), got a {type(queue).__name__}"
+            )
         if not callable(make_emitter):
             raise InvalidSettingError(f"make_emitter must be callable, as Emitter is, got {make_emitter!r}")
         if relay_id is not None and (
@@ -152,10 +167,14 @@ class Relay:
         self._linger = check_number("flush_interval", flush_interval, at_least=0)
         self._window_size = check_count("window", window, at_least=2 * MAX_BATCH_SIZE)
         self._window_bytes = check_count("window_bytes", window_bytes)
-        self._heartbeat_timeout = check_number("heartbeat_timeout", heartbeat_timeout, at_least=0.5)
+        self._heartbeat_timeout = check_number(
+            "heartbeat_timeout", heartbeat_timeout, at_least=0.5, at_most=_DAY
+        )
         self._close_timeout = check_number("close_timeout", close_timeout, at_least=0)
-        self._max_dead_letters = check_count("max_dead_letters", max_dead_letters)
-        self._dead_letter_age = check_number("dead_letter_age", dead_letter_age, at_least=0)
+        self._max_dead_letters = check_count("max_dead_letters", max_dead_letters, at_most=10**9)
+        self._dead_letter_age = check_number(
+            "dead_letter_age", dead_letter_age, at_least=0, at_most=3650 * _DAY
+        )
         self._hooks = Hooks((LoggingObserver(),) if observers is None else observers)
         self._clock = _clock
         self._nonce = secrets.token_hex(8)
@@ -163,6 +182,7 @@ class Relay:
         self._since: datetime | None = None
         self._started_at: datetime | None = None
         self._last_error: LastError | None = None
+        self._queue_fails_since: datetime | None = None
         self._emitter: Emitter | None = None
         self._window = self._make_window(self._window_size)
         self._turns = Turns(self._window_size)
@@ -172,10 +192,14 @@ class Relay:
         self._last_beat = -math.inf
         self._no_taking_until = -math.inf
         self._must_fetch_own = True
+        self._page = _FIRST_PAGE
+        self._has_id = False
+        self._handing_over = False
         self._resends = True
         self._recent: OrderedDict[bytes, tuple[int, bytes]] = OrderedDict()
         self._acknowledgements: list[tuple[Entry, Held | None]] = []
         self._letters: list[tuple[Entry, Held | None, DeadLetter]] = []
+        self._leaving: set[tuple[int, bytes]] = set()  # What is on these lists and not in the window.
         self._released: list[Entry] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._reader: asyncio.Task[None] | None = None
@@ -207,7 +231,7 @@ class Relay:
             Exception: Whatever the provider of credentials raises.
         """
         if self._state != "new":
-            if self._state in ("closing", "closed"):
+            if self._is_closing():
                 raise EmitterClosedError("a closed relay cannot be started again: construct another one")
             return
         self._set_state("starting")
@@ -217,8 +241,11 @@ class Relay:
             await self._emitter.start()
             self._check_emitter(self._emitter)
             opened = await self._try_to_open()
+            if self._is_closing():
+                raise EmitterClosedError("the relay was closed while it was being started")
         except BaseException:
-            self._set_state("closed")
+            if not self._is_closing():
+                self._set_state("closed")
             if self._emitter is not None:
                 await self._emitter.aclose(0)
             await self._queue.aclose()
@@ -278,6 +305,8 @@ class Relay:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+        if self._failure is not None and exc is None:
+            raise self._failure
 
     def __enter__(self) -> NoReturn:
         raise TypeError("a relay is opened by `async with relay:`, not by `with relay:`")
@@ -335,7 +364,6 @@ class Relay:
         return self.stats
 
     async def _close(self, seconds: float) -> None:
-        assert self._emitter is not None, "the relay was started"
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         self._set_state("closing")
@@ -343,37 +371,56 @@ class Relay:
         try:
             if self._reader is not None:
                 await asyncio.wait([self._reader], timeout=_BLOCK + 1)
-            if not self._emitter.health.is_breaker_open and self._failure is None:
-                self._window.flush(now=loop.time())
-                self._due.set()
-                while self._window.has_ready() and loop.time() < deadline:
-                    await asyncio.sleep(0.01)
-            await self._emitter.aclose(max(0.0, deadline - loop.time()))
+            await self._drain(deadline)
         finally:
             for task in self._tasks:
                 task.cancel()
             await asyncio.shield(self._leave())
 
+    async def _drain(self, deadline: float) -> None:
+        """Sends what the window holds, and waits for the outcomes. In an outage that would be in vain."""
+        if self._emitter is None:
+            return
+        loop = asyncio.get_running_loop()
+        self._window.drain(now=loop.time())
+        self._due.set()
+        while (self._window.waiting or self._handing_over) and self._can_drain() and loop.time() < deadline:
+            await asyncio.sleep(0.01)
+        await self._emitter.aclose(max(0.0, deadline - loop.time()))
+
+    def _can_drain(self) -> bool:
+        assert self._emitter is not None, "the relay was started"
+        is_up = not self._emitter.health.is_breaker_open and self._failure is None
+        return is_up and self._queue_fails_since is None
+
     async def _leave(self) -> None:
         """Acknowledges what has an outcome, and tells the others that this relay has ended."""
-        assert self._emitter is not None, "the relay was started"
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        await self._emitter.aclose(0)
-        await asyncio.sleep(0)  # The last outcomes are told one turn later.
         try:
-            async with asyncio.timeout(_LEAVE_WITHIN):
-                await self._acknowledge()
-                if self._released:
-                    await self._queue.unmark(self.relay_id, self._released)
-                await self._queue.leave(self.relay_id)
-                await self._queue.forget(self.relay_id)
-        except (QueueUnavailableError, QueueRefusedError, QueueFullError, TimeoutError) as error:
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            if self._emitter is not None:
+                await self._emitter.aclose(0)
+            await asyncio.sleep(0)  # The last outcomes are told one turn later.
+            if self._has_id:
+                async with asyncio.timeout(_LEAVE_WITHIN):
+                    await self._take_leave()
+        except (NotAcceptedError, TimeoutError) as error:
             text = "the relay %s could not take its leave of the queue: its entries are taken over later (%s)"
-            log(logging.WARNING, text, self.relay_id, error)
-        await self._queue.aclose()
-        self._tell()
-        self._set_state("closed")
+            log(logging.WARNING, text, self.relay_id, str(error) or "no answer in time")
+        finally:
+            self._set_state("closed")
+            await self._queue.aclose()
+            self._tell()
+
+    async def _take_leave(self) -> None:
+        await self._acknowledge()
+        if self._released:
+            await self._queue.unmark(self.relay_id, self._released)
+        await self._queue.leave(self.relay_id, self._nonce)
+        await self._queue.forget(self.relay_id)
+
+    def _is_closing(self) -> bool:
+        return self._state in ("closing", "closed")
 
     def _set_state(self, state: RelayState) -> None:
         if state != self._state:
@@ -399,10 +446,14 @@ class Relay:
 
     def _fail(self, error: BaseException) -> None:
         """Stops the relay with an error, the first one."""
-        if self._failure is None:
+        if self._failure is None and self._state != "closed":
             self._failure = error
             log(logging.ERROR, "the relay %s stops: %s", self.relay_id, error)
         self._stopping.set()
+        if self._closing is None:
+            self._closing = asyncio.create_task(
+                self._close(self._close_timeout), name="rokt-events-relay-close"
+            )
 
     async def _try_to_open(self) -> bool:
         """Opens the queue. Returns False if it cannot be reached."""
@@ -436,14 +487,16 @@ class Relay:
     async def _take_id(self) -> None:
         """Says for the first time that this relay is alive. A predecessor with its id may have to expire."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._heartbeat_timeout + 2
+        patience = max(self._heartbeat_timeout, _PREDECESSOR) + 2
+        until = loop.time() + patience
         while True:
             try:
                 if await self._beat_once():
+                    self._has_id = True
                     return
             except QueueUnavailableError as error:
                 self._note_failure(error)
-                until = loop.time() + self._heartbeat_timeout + 2
+                until = loop.time() + patience
             if loop.time() > until:
                 raise RelayStoppedError(
                     f"another living relay has the id {self.relay_id!r}: each needs its own"
@@ -459,6 +512,7 @@ class Relay:
             await asyncio.sleep(min(1.0, self._heartbeat_timeout / 5))
             try:
                 if not await self._beat_once():
+                    self._has_id = False
                     raise RelayStoppedError(f"another process has taken the id {self.relay_id!r}")
                 self._backlog = await self._queue.backlog()
                 self._turns.note({number: self._backlog.waiting[number] for number in self._share})
@@ -474,10 +528,6 @@ class Relay:
         """Says that this relay is alive. Returns False if another process has its id."""
         loop = asyncio.get_running_loop()
         sent_at = loop.time()
-        if sent_at - self._last_beat > self._heartbeat_timeout * 0.9:
-            # Others may have taken this relay for ended, and what it holds.
-            for held in self._window.held():
-                held.is_doubtful = True
         roster = await self._queue.beat(
             self.relay_id, self._nonce, self._status(), timeout=self._heartbeat_timeout
         )
@@ -486,7 +536,9 @@ class Relay:
         self._last_beat = sent_at
         self._beaten.set()
         self._counts.relays = len(roster.alive)
-        self._gone = roster.gone
+        # Also relays that the queue has forgotten, if entries are pending for them since the last time.
+        ghosts = set(self._backlog.holders) - set(roster.alive)
+        self._gone = tuple(sorted(ghosts | set(roster.gone)))
         share = share_of(self.relay_id, roster.alive, self._queue.partitions)
         if share != self._share:
             text = "the relay %s reads %d of %d partitions: %d relays are alive"
@@ -514,11 +566,13 @@ class Relay:
         self._last_error = LastError(str(error), self._clock())
         self._must_fetch_own = True
         self._no_taking_until = asyncio.get_running_loop().time() + self._heartbeat_timeout
+        self._queue_fails_since = self._queue_fails_since or self._clock()
         if self._state == "ok":
             self._set_state("queue_unavailable")
             log(logging.ERROR, "the relay %s cannot reach its queue: %s", self.relay_id, error)
 
     def _note_success(self) -> None:
+        self._queue_fails_since = None
         if self._state == "queue_unavailable":
             assert self._since is not None, "a state has begun"
             seconds = (self._clock() - self._since).total_seconds()
@@ -535,11 +589,14 @@ class Relay:
                 wait = _RETRY_AFTER[0]
             except QueueUnavailableError as error:
                 self._note_failure(error)
+                self._page = max(1, self._page // 2)  # It may have been too large to come in time.
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, _RETRY_AFTER[1])
 
     async def _read_once(self) -> None:
         loop = asyncio.get_running_loop()
+        if not await self._wait_for_room():
+            return
         if self._must_fetch_own:
             self._must_fetch_own = False
             for number in range(self._queue.partitions):
@@ -548,15 +605,18 @@ class Relay:
             await self._fetch_own(number)
         if self._gone and loop.time() >= self._no_taking_until:
             await self._take_over()
-        if not await self._wait_for_room():
-            return
         partitions = self._turns.choose(self._share, now=loop.time())
-        count = max(1, min(_PAGE, self._window.free // max(1, len(partitions))))
+        if not partitions or not self._window.free:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_BLOCK):
+                    await self._stopping.wait()
+            return
+        count = self._page_for(len(partitions))
         entries = await self._queue.read(
             self.relay_id, partitions, count=count, wait=0 if self._turns.is_turn else _BLOCK
         )
         self._note_success()
-        self._counts.read += len(entries)
+        self._page = min(_PAGE, 2 * self._page)
         read = dict.fromkeys(partitions, 0)
         now = loop.time()
         for entry in entries:
@@ -565,6 +625,13 @@ class Relay:
         for number, found in read.items():
             self._turns.count(number, found)
         self._due.set()
+
+    def _page_for(self, partitions: int) -> int:
+        """Returns how many entries to ask for of each of so many partitions: what fits, and comes in time."""
+        fitting = min(self._page, self._window.free)
+        if size := self._window.mean_size:
+            fitting = min(fitting, self._window.free_bytes // size, _PAGE_BYTES // size)
+        return max(1, fitting // partitions)
 
     async def _wait_for_room(self) -> bool:
         """Returns True if there is room for a page, or for anything at all after a short while."""
@@ -588,14 +655,24 @@ class Relay:
         left: set[str] = set()
         after = b""
         while True:
+            if not self._window.free:
+                self._must_fetch_own = True
+                return
             taken = await self._queue.take(
-                self.relay_id, self.relay_id, partition, after=after, count=_PAGE, skip=self._window.holds
+                self.relay_id,
+                self.relay_id,
+                partition,
+                after=after,
+                count=self._page_for(1),
+                skip=self._is_known,
             )
             for entry in taken.entries:
                 held = self._open(entry)
                 if held is None or held.event.session_id in left:
                     continue
-                if not self._window.take_back(held, now=loop.time()):
+                if self._window.take_back(held, now=loop.time()):
+                    self._count(held)
+                else:
                     left.add(held.event.session_id)
             self._due.set()
             if not taken.last:
@@ -604,47 +681,52 @@ class Relay:
             after = taken.last
             if left and partition not in self._window.hungry():
                 return  # What is left waits until its session has room.
-            if not self._window.free:
-                self._must_fetch_own = True
-                return
+
+    def _is_known(self, partition: int, id_: bytes) -> bool:
+        """Returns True if an entry is in the window, or is being acknowledged or buried without it."""
+        return self._window.holds(partition, id_) or (partition, id_) in self._leaving
+
+    def _count(self, held: Held) -> None:
+        """Counts an entry that is in the window now."""
+        self._counts.read += 1
+        self._counts.redelivered += held.entry.may_have_been_sent
+        self._counts.repeated += held.is_repeated
 
     async def _take_over(self) -> None:
         """Takes the entries of relays that have ended, in the partitions of this relay's share."""
-        for owner in self._gone:
-            for number in self._share:
-                after = b""
-                while self._window.free:
-                    taken = await self._queue.take(
-                        self.relay_id,
-                        owner,
-                        number,
-                        after=after,
-                        count=min(_PAGE, self._window.free),
-                        skip=self._window.holds,
-                    )
-                    self._admit_taken(owner, taken.entries)
-                    if not taken.last:
-                        break
-                    after = taken.last
+        gone, self._gone = self._gone, ()
+        for owner in gone:
+            taken = sum([await self._take_from(owner, number) for number in self._share])
+            if taken:
+                text = "the relay %s has taken over %d entries of %s, which has ended"
+                log(logging.WARNING, text, self.relay_id, taken, owner)
             if self._window.free:
                 await self._queue.forget(owner)
-        self._gone = ()
         self._due.set()
 
-    def _admit_taken(self, owner: str, entries: Sequence[Entry]) -> None:
-        if entries:
-            text = "the relay %s has taken over %d entries of %s, which has ended"
-            log(logging.WARNING, text, self.relay_id, len(entries), owner)
-        self._counts.read += len(entries)
-        self._counts.taken_over += len(entries)
-        now = asyncio.get_running_loop().time()
-        for entry in entries:
-            self._admit(entry, now=now, is_late=True)
+    async def _take_from(self, owner: str, partition: int) -> int:
+        """Takes the entries of an ended relay in one partition. Returns how many."""
+        after, count = b"", 0
+        while self._window.free:
+            taken = await self._queue.take(
+                self.relay_id, owner, partition, after=after, count=self._page_for(1), skip=self._is_known
+            )
+            now = asyncio.get_running_loop().time()
+            for entry in taken.entries:
+                self._admit(entry, now=now, is_late=True)
+            count += len(taken.entries)
+            self._counts.taken_over += len(taken.entries)
+            if not taken.last:
+                break
+            after = taken.last
+        return count
 
     def _admit(self, entry: Entry, *, now: float, is_late: bool = False) -> None:
+        if self._is_known(entry.partition, entry.id):
+            return  # The server has come back as it was a moment before.
         held = self._open(entry)
-        if held is not None:
-            self._window.add(held, now=now, is_late=is_late)
+        if held is not None and self._window.add(held, now=now, is_late=is_late):
+            self._count(held)
 
     def _open(self, entry: Entry) -> Held | None:
         """Reads an entry. What must not be sent does not get into the window."""
@@ -655,28 +737,25 @@ class Relay:
             self._bury(entry, None, letter)
             return None
         if self._is_repeat(held):
+            self._count(held)
+            self._counts.repeats_dropped += 1
+            self._leaving.add((entry.partition, entry.id))
             self._acknowledgements.append((entry, None))
             self._settled.set()
             return None
-        if entry.may_have_been_sent:
-            self._counts.redelivered += 1
-            if not self._resends:
-                self._bury(entry, None, judge_redelivered(held, relay_id=self.relay_id, now=self._clock()))
-                return None
+        if entry.may_have_been_sent and not self._resends:
+            self._count(held)
+            self._bury(entry, None, judge_redelivered(held, relay_id=self.relay_id, now=self._clock()))
+            return None
         return held
 
     def _is_repeat(self, held: Held) -> bool:
-        """Returns True if another entry with the same publish id was read before."""
+        """Returns True if its publisher sent it again, and another entry of that publication was read."""
         here = held.entry.partition, held.entry.id
         there = self._recent.setdefault(held.publish_id, here)
         if len(self._recent) > 2 * self._window_size + 16 * _PAGE:
             self._recent.popitem(last=False)
-        if held.is_repeated:
-            self._counts.repeated += 1
-            if there != here:
-                self._counts.repeats_dropped += 1
-                return True
-        return False
+        return held.is_repeated and there != here
 
     # The sender.
 
@@ -689,30 +768,26 @@ class Relay:
                     await self._due.wait()
             self._due.clear()
             batches = self._window.take_due(now=loop.time())
+            self._handing_over = True
             while batches:
                 page: list[list[Held]] = []
                 while batches and sum(map(len, page)) < _PAGE:
                     page.append(batches.pop(0))
                 await self._hand_over(page)
+            self._handing_over = False
 
     async def _hand_over(self, batches: list[list[Held]]) -> None:
         """Marks the entries of batches, and gives their events to the emitter."""
-        lost = await self._insist(functools.partial(self._find_lost, batches))
-        entries = [
-            held.entry for batch in batches for held in batch if held not in lost and not held.is_marked
-        ]
-        if entries:
-            pending = await self._insist(functools.partial(self._queue.mark, self.relay_id, entries))
-        else:
-            pending = set()
+        await self._wait_for_heartbeat()
+        entries = [held.entry for batch in batches for held in batch]
+        pending = await self._insist(functools.partial(self._queue.mark, self.relay_id, entries))
         for batch in batches:
             for held in batch:
-                if held in lost or not (held.is_marked or held.entry in pending):
+                if held.entry in pending:
+                    self._track(held)
+                else:  # Another relay has it, or has had it.
                     self._counts.acknowledged_elsewhere += 1
                     self._finish([held])
-                else:
-                    held.is_marked = True
-                    self._track(held)
 
     async def _insist(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """Calls the queue until it answers."""
@@ -720,26 +795,20 @@ class Relay:
         while True:
             try:
                 return await call()
-            except QueueUnavailableError as error:
+            except (QueueUnavailableError, QueueFullError) as error:
                 self._note_failure(error)
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, _RETRY_AFTER[1])
 
-    async def _find_lost(self, batches: list[list[Held]]) -> set[Held]:
-        """Returns those that another relay has taken, while this one was stopped or cut off."""
+    async def _wait_for_heartbeat(self) -> None:
+        """Waits until the others know that this relay is alive.
+
+        After it stood still they may take its entries for those of an ended relay at any moment.
+        """
         loop = asyncio.get_running_loop()
         while loop.time() - self._last_beat > self._heartbeat_timeout * 0.9:
             self._beaten.clear()
             await self._beaten.wait()
-        doubtful = [held for batch in batches for held in batch if held.is_doubtful]
-        owned = {
-            number: await self._queue.owned(self.relay_id, number)
-            for number in {held.entry.partition for held in doubtful}
-        }
-        lost = {held for held in doubtful if held.entry.id not in owned[held.entry.partition]}
-        for held in doubtful:
-            held.is_doubtful = False
-        return lost
 
     def _track(self, held: Held) -> None:
         assert self._emitter is not None, "the relay was started"
@@ -753,12 +822,17 @@ class Relay:
             else:
                 delivery = context.run(self._emitter.track_nowait, held.event)
         except InvalidEventError as error:
-            letter = judge_invalid(held, error, relay_id=self.relay_id, now=self._clock())
-            self._bury(held.entry, held, letter)
+            verdict = judge_invalid(held, error, relay_id=self.relay_id, now=self._clock())
+            if isinstance(verdict, DeadLetter):
+                self._bury(held.entry, held, verdict)
+            else:
+                self._window.put_back(held, now=loop.time(), wait=_LATER)
         except QueueFullError:
             self._window.put_back(held, now=loop.time(), wait=_AGAIN_AFTER)
         except EmitterClosedError:
-            self._release(held)
+            self._released.append(held.entry)
+            if self._state != "closing":
+                self._fail(RelayStoppedError("the relay's emitter was closed by something else"))
         else:
             callback = functools.partial(self._on_outcome, held)
             delivery.add_done_callback(callback, context=contextvars.Context())
@@ -783,17 +857,14 @@ class Relay:
             self._window.put_back(held, now=now, wait=_AGAIN_AFTER)
             self._due.set()
         else:
-            if getattr(outcome, "outcome", None) == "failed":
-                self._release(held)
+            if getattr(outcome, "outcome", None) == "failed":  # Provably not accepted.
+                self._released.append(held.entry)
             if verdict == "stop":
                 self._fail(RelayStoppedError(f"{outcome}; the events stay in the queue"))
 
-    def _release(self, held: Held) -> None:
-        """Leaves an entry whose event was provably not accepted to another relay."""
-        held.is_marked = False
-        self._released.append(held.entry)
-
     def _bury(self, entry: Entry, held: Held | None, letter: DeadLetter) -> None:
+        if held is None:
+            self._leaving.add((entry.partition, entry.id))
         self._letters.append((entry, held, letter))
         self._settled.set()
 
@@ -824,6 +895,7 @@ class Relay:
             self._counts.acknowledged += count
             self._counts.acknowledged_elsewhere += len(page) - count
             self._finish([held for _, held in page if held is not None])
+            self._leaving.difference_update([(entry.partition, entry.id) for entry, _ in page])
         while self._letters:
             letters = self._letters[: _PAGE // 10]
             count = await self._queue.bury([(entry, letter) for entry, _, letter in letters])
@@ -831,6 +903,7 @@ class Relay:
             self._counts.dead_letters += count
             self._counts.acknowledged_elsewhere += len(letters) - count
             self._finish([held for _, held, _ in letters if held is not None])
+            self._leaving.difference_update([(entry.partition, entry.id) for entry, _, _ in letters])
             for _, _, letter in letters:
                 self._hooks.dead_letter(letter)
         self._note_success()

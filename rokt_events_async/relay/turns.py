@@ -70,4 +70,4 @@ class Turns:
             self._left -= entries
             if not entries:
                 self._left = 0
-                self._deep.remove(partition)
+                self._deep = [number for number in self._deep if number != partition]

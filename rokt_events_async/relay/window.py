@@ -87,6 +87,7 @@ class Window:
         self._added_since_flush = 0
         self.bytes = 0
         self.out = 0
+        self.waiting = 0
 
     def __len__(self) -> int:
         return len(self._known)
@@ -97,6 +98,16 @@ class Window:
         return 0 if self.bytes >= self._max_bytes else max(0, self.size - len(self._known))
 
     @property
+    def free_bytes(self) -> int:
+        """For how many more bytes there is room."""
+        return max(0, self._max_bytes - self.bytes)
+
+    @property
+    def mean_size(self) -> int:
+        """The mean size of the events in the window, in bytes."""
+        return self.bytes // len(self._known) if self._known else 0
+
+    @property
     def passed_over(self) -> int:
         """How many entries were passed over, as far as is known."""
         return sum([session.passed for session in self._passed.values()])
@@ -104,10 +115,6 @@ class Window:
     def holds(self, partition: int, id_: bytes) -> bool:
         """Returns True if an entry is in the window."""
         return (partition, id_) in self._known
-
-    def held(self) -> list[Held]:
-        """Returns all entries in the window."""
-        return list(self._known.values())
 
     # In.
 
@@ -136,6 +143,7 @@ class Window:
         self._added_since_flush += 1
         self.bytes += held.size
         session.held += 1
+        self.waiting += 1
         if is_late:
             session.due_at = now
         elif not session.waiting:
@@ -198,6 +206,11 @@ class Window:
         """Returns True if a batch is due."""
         return bool(self._ready)
 
+    def drain(self, *, now: float) -> None:
+        """Makes every batch due, and those that come later too."""
+        self._linger = 0.0
+        self.flush(now=now)
+
     def flush(self, *, now: float) -> None:
         """Makes every batch due."""
         self._added_since_flush = 0
@@ -228,6 +241,7 @@ class Window:
             batch = [session.waiting.popleft() for _ in range(count)]
             session.out += count
             self.out += count
+            self.waiting -= count
             session.due_at = now + self._linger
             self._arrange(session, now=now)
             if batch:
@@ -235,7 +249,9 @@ class Window:
         return batches
 
     def finish(self, held: Held, *, now: float) -> None:
-        """Removes an entry that was out: it is acknowledged, or another relay has it."""
+        """Removes an entry that was out: it is acknowledged, or another relay has it. Twice is once."""
+        if not self.holds(held.entry.partition, held.entry.id):
+            return
         name = held.event.session_id
         session = self._sessions[name]
         session.out -= 1
@@ -255,6 +271,7 @@ class Window:
         session = self._sessions[held.event.session_id]
         place = next((at for at, other in enumerate(session.waiting) if other.number > held.number), None)
         session.waiting.insert(len(session.waiting) if place is None else place, held)
+        self.waiting += 1
         session.due_at = session.not_before = now + wait
         session.out -= 1
         self.out -= 1

@@ -374,6 +374,35 @@ async def test_a_close_that_runs_out_of_time(queue: FaultyQueue) -> None:
         await second
 
 
+async def test_a_close_that_is_cancelled_twice(queue: FaultyQueue) -> None:
+    """Every caller is told all the same."""
+    queue.faults = ["hangs"]
+    publisher = Publisher(queue, publish_timeout=30, close_timeout=100)
+    await publisher.start()
+    callers = [asyncio.create_task(publisher.track(event())) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    closing = asyncio.create_task(publisher.aclose())
+    await asyncio.sleep(0.01)
+    closing.cancel()
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    await asyncio.wait(callers, timeout=1)
+
+    assert all(isinstance(one.exception(), PublishUnconfirmedError) for one in callers)
+    assert (await publisher.aclose()).pending == 0
+    assert queue.closed == 1
+
+
+async def test_only_what_was_sent_is_counted(queue: FaultyQueue) -> None:
+    """A queue that is away is sent nothing."""
+    queue.faults = [QueueUnavailableError("away")] * 4
+    async with Publisher(queue) as publisher:
+        await publisher.track(event())
+
+    assert (publisher.stats.batches, publisher.stats.repeats) == (1, 0)
+
+
 async def test_a_flush_waits(queue: FaultyQueue) -> None:
     """At most as long as it is asked to."""
     queue.faults = [QueueUnavailableError("away")] * 4

@@ -15,6 +15,7 @@ from rokt_events_async._protocol.encoding import encode
 from rokt_events_async.outcomes import DeadLetter
 from rokt_events_async.relay import EventQueue
 from rokt_events_async.relay.entries import Entry, NewEntry, read_entry
+from rokt_events_async.relay.letters import event_of
 from rokt_events_async.relay.queue import Taken
 from tests.relay.conftest import MakeQueue
 from tests.samples import event
@@ -135,7 +136,7 @@ async def test_entries_of_an_ended_relay_are_taken(make_queue: MakeQueue) -> Non
     await publish(queue, *[new_entry() for _ in range(5)])
     entries = await read(queue, "a")
     assert await queue.mark("a", entries[:2]) == set(entries[:2])
-    await queue.leave("a")
+    await queue.leave("a", "n")
     await asyncio.sleep(1.1)  # Two that take at once must not both get an entry.
 
     assert not await queue.forget("a")
@@ -146,7 +147,7 @@ async def test_entries_of_an_ended_relay_are_taken(make_queue: MakeQueue) -> Non
     assert [entry.fields for entry in taken] == [entry.fields for entry in entries]
     assert [entry.may_have_been_sent for entry in taken] == [True, True, False, False, False]
     assert second.last == b""
-    assert await queue.owned("b", 0) == {entry.id for entry in entries}
+    assert (await queue.backlog()).holders == ("b",)
     assert await queue.forget("a")
 
 
@@ -263,8 +264,47 @@ async def test_replaying_twice_is_once(make_queue: MakeQueue) -> None:
 
     assert await queue.replay(letters) == 2
     assert await queue.replay(letters) == 0
-    assert [entry.fields for entry in await read(queue)] == [one.fields for one in letters]
+    again = [read_entry(entry) for entry in await read(queue)]
+    assert [held.event for held in again] == [event_of(one) for one in letters]
+    assert len({held.publish_id for held in again} | {b"publish"}) == 3
     assert await queue.dead_letters() == []
+
+
+async def test_a_replayed_publication_is_a_new_one(make_queue: MakeQueue) -> None:
+    """Also one that its publisher had sent twice: a relay must not take it for a repetition."""
+    queue = await opened(make_queue)
+    entry = new_entry()
+    await publish(queue, entry)
+    await publish(queue, entry)
+    first, second = await read(queue)
+    await queue.acknowledge([first])
+    await queue.bury([(second, letter(second))])
+    await queue.replay(await queue.dead_letters())
+
+    (again,) = [read_entry(one) for one in await read(queue)]
+    assert not again.is_repeated
+    assert again.publish_id != entry.publish_id
+
+
+async def test_another_relays_entries_cannot_be_marked(make_queue: MakeQueue) -> None:
+    """Nor unmarked: it would be robbed, and its marks lost."""
+    queue = await opened(make_queue)
+    await publish(queue, new_entry())
+    entries = await read(queue, "a")
+
+    assert await queue.mark("b", entries) == set()
+    assert await queue.mark("a", entries) == set(entries)
+    await queue.unmark("b", entries)
+    assert [one.may_have_been_sent for one in (await take(queue, "a", "a")).entries] == [True]
+
+
+async def test_leaving_is_of_this_process(make_queue: MakeQueue) -> None:
+    """Another one with the same id stays alive."""
+    queue = await opened(make_queue)
+    await queue.beat("a", "one", {}, timeout=15)
+    await queue.leave("a", "another")
+
+    assert [one.is_alive for one in await queue.relays()] == [True]
 
 
 async def test_deleting_dead_letters(make_queue: MakeQueue) -> None:
@@ -310,7 +350,7 @@ async def test_a_poison_entry_passes_through(make_queue: MakeQueue) -> None:
     assert entry.fields == (b"v", b"1", b"i", b"", b"e", bytes(range(256)))
     assert letters[0].fields == entry.fields
     assert await queue.replay(letters) == 1
-    assert (await read(queue))[0].fields == entry.fields
+    assert (await read(queue))[0].fields[4:] == entry.fields[4:]
 
 
 async def test_the_tries_of_an_entry(make_queue: MakeQueue) -> None:

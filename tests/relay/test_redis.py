@@ -73,7 +73,7 @@ def test_urls(url: str) -> None:
         ("redis://:hush@h:port", "a port and a database that are numbers"),
         ("redis://:hush@h/x", "a port and a database that are numbers"),
         ("redis://:hush@h?ssl_check_hostname=perhaps&db=x", "that are numbers"),
-        ("redis://:hush@h?max_connections=3", "no options but db and ssl_.*, got max_connections"),
+        ("redis://:hush@h?max_connections=3", "no options but db and ssl_"),
         (7, "got int"),
     ],
 )
@@ -169,11 +169,11 @@ async def test_other_servers(
             return [info.encode()] if commands[0] == ("INFO",) else await exchange(commands, **options)
 
         monkeypatch.setattr(queue, "_exchange", told)
-        try:
-            findings = await queue.open_publisher(require_durable=False)
-        except QueueRefusedError as error:
-            assert message in str(error)
+        if message.startswith("must"):
+            with pytest.raises(QueueRefusedError, match=message):
+                await queue.open_publisher(require_durable=False)
         else:
+            findings = await queue.open_publisher(require_durable=False)
             assert message in findings.warnings[0]
 
 
@@ -201,7 +201,8 @@ async def test_streams_that_are_flushed_away(server: QueueServer) -> None:
     async with queue_to(server.url) as queue:
         await queue.open_relay(heartbeat_timeout=1)
         server.run("FLUSHALL")
-        assert await queue.read("a", [0], count=10, wait=0.01) == []
+        with pytest.raises(QueueUnavailableError, match=r"NOGROUP|UNBLOCKED"):
+            await queue.read("a", [0], count=10, wait=0.01)
         await queue.publish([new_entry()], timeout=5)
         assert len(await read(queue)) == 1
 
@@ -235,7 +236,7 @@ async def test_many_entries_of_one_relay(server: QueueServer) -> None:
         for _ in range(3):
             await queue.publish([new_entry() for _ in range(500)], timeout=5)
         entries = await queue.read("a", [0], count=2000, wait=0.5)
-        assert await queue.owned("a", 0) == {entry.id for entry in entries}
+        assert await queue.mark("a", entries) == set(entries)
         assert len(entries) == 1500
 
 
@@ -306,11 +307,11 @@ PUBLISHER_RULES = (
     "+hmget",
     "+hsetnx",
 )
-RELAY_COMMANDS = (
-    "xadd xreadgroup xclaim xpending xack xdel xlen xrange xtrim xinfo|groups xinfo|stream xgroup|create "
-    "xgroup|delconsumer eval info hmget hsetnx hget hincrby smembers sadd srem get set mget del exists"
-).split()
-RELAY_RULES = ("resetkeys", "~{rokt}:*", "-@all", *(f"+{one}" for one in RELAY_COMMANDS))
+RELAY_COMMANDS = """
+xadd xreadgroup xclaim xpending xack xdel xlen xrange xtrim xinfo|groups xinfo|stream xgroup|create
+xgroup|delconsumer eval info hmget hsetnx hget hincrby smembers sadd srem get set mget del exists
+"""
+RELAY_RULES = ("resetkeys", "~{rokt}:*", "-@all", *(f"+{one}" for one in RELAY_COMMANDS.split()))
 
 
 @pytest.mark.parametrize("engine", ENGINES)

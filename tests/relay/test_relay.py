@@ -32,7 +32,7 @@ from rokt_events_async.relay.entries import Entry, NewEntry, partition_of
 from rokt_events_async.relay.memory import MemoryQueue
 from rokt_events_async.relay.queue import Findings
 from rokt_events_async.sandbox import Sandbox
-from tests.samples import CREDENTIALS, event, unchecked
+from tests.samples import CREDENTIALS, Clock, event, unchecked
 
 MakeRelay = Callable[..., Relay]
 
@@ -138,7 +138,7 @@ async def test_dead_letters(queue: MemoryQueue, sandbox: Sandbox, make_relay: Ma
     good = event("s")
     refused = unchecked(event_type="SignalUnheardOf", session_id="s")
     old = event("s").stamped(datetime.now(UTC) - timedelta(days=4))
-    early = event("s").stamped(datetime.now(UTC) + timedelta(hours=1))
+    early = event("s").stamped(datetime.now(UTC) + timedelta(hours=2))
     await publish(queue, good, refused, old, early)
     poison = NewEntry(3, b"x", b"rubbish")
     await queue.publish([poison], timeout=5)
@@ -266,7 +266,7 @@ async def test_entries_that_another_relay_has_acknowledged(
     await publish(queue, event("s"), event("s"))
     async with make_relay(flush_interval=5) as relay:
         await eventually(lambda: relay.stats.held == 2)
-        (first, *_) = [held.entry for held in relay._window.held()]
+        (first, *_) = [held.entry for held in relay._window._known.values()]
         await queue.acknowledge([first])
         await eventually(lambda: relay.stats.held == 0)
 
@@ -281,7 +281,7 @@ async def test_entries_that_were_taken_while_the_relay_stood_still(
     await publish(queue, *[event(f"s{number}") for number in range(4)])
     async with make_relay(flush_interval=100, heartbeat_timeout=5) as relay:
         await eventually(lambda: relay.stats.held == 4)
-        entries = [held.entry for held in relay._window.held()]
+        entries = [held.entry for held in relay._window._known.values()]
         await queue.take(
             "robber", relay.relay_id, entries[0].partition, after=b"", count=1, skip=lambda *_: False
         )
@@ -293,6 +293,56 @@ async def test_entries_that_were_taken_while_the_relay_stood_still(
     assert relay.stats.acknowledged_elsewhere == 1
     assert len(sandbox.events) == 3
     assert await left(queue) == 1
+
+
+async def test_more_relays_than_partitions(sandbox: Sandbox, make_relay: MakeRelay) -> None:
+    """The one without a share waits for one."""
+    queue = MemoryQueue(partitions=1)
+    async with make_relay(queue=queue, relay_id="a") as first:
+        async with make_relay(queue=queue, relay_id="b") as second:
+            await publish(queue, event())
+            await eventually(lambda: first.stats.delivered + second.stats.delivered == 1)
+            assert sorted([first.stats.partitions, second.stats.partitions]) == [(), (0,)]
+        await publish(queue, event())
+        await eventually(lambda: first.stats.delivered + second.stats.delivered == 2)
+
+
+async def test_entries_of_a_relay_that_was_forgotten(
+    queue: MemoryQueue, sandbox: Sandbox, make_relay: MakeRelay
+) -> None:
+    """It came back after the others had forgotten it, read, and ended."""
+    await publish(queue, event())
+    async with dead_relay(queue, marked=0):
+        queue._relays.pop("dead")
+    async with make_relay() as relay:
+        await eventually(lambda: relay.stats.taken_over == 1)
+        await eventually(lambda: relay.stats.acknowledged == 1)
+
+
+async def test_leaving_does_not_end_another_with_the_same_id(
+    queue: MemoryQueue, make_relay: MakeRelay
+) -> None:
+    """One that never had the id, and one that has lost it."""
+    async with make_relay(relay_id="one") as living:
+        async with make_relay(relay_id="one"):
+            await asyncio.sleep(3)
+        assert [one.is_alive for one in await queue.relays()] == [True]
+        await eventually(lambda: living.stats.relays == 1)
+
+
+async def test_a_server_that_comes_back_as_it_was_before(
+    queue: MemoryQueue, sandbox: Sandbox, make_relay: MakeRelay
+) -> None:
+    """Entries that are read a second time are in the window already."""
+    await publish(queue, event("a"), event("b"))
+    async with make_relay(flush_interval=5) as relay:
+        await eventually(lambda: relay.stats.held == 2)
+        for place in queue._partitions:
+            place.last_read = 0
+        await eventually(lambda: relay.stats.acknowledged == 2)
+
+    assert relay.stats.read == 2
+    assert len(sandbox.events) == 2
 
 
 # A queue that fails.
@@ -429,6 +479,40 @@ async def test_a_farewell_that_fails(make_relay: MakeRelay, caplog: pytest.LogCa
     assert "could not take its leave" in caplog.text
 
 
+async def test_pages_that_are_too_large_to_come_in_time(sandbox: Sandbox, make_relay: MakeRelay) -> None:
+    """They become smaller until they do."""
+
+    class Slow(MemoryQueue):
+        async def read(self, relay_id: str, partitions: Any, *, count: int, wait: float) -> list[Entry]:
+            found = await super().read(relay_id, partitions, count=count, wait=wait)
+            if len(found) > 5:
+                raise QueueUnavailableError("no answer within 5 s")
+            return found
+
+        async def take(self, *arguments: Any, count: int, **options: Any) -> Any:
+            found = await super().take(*arguments, count=count, **options)
+            if len(found.entries) > 5:
+                raise QueueUnavailableError("no answer within 5 s")
+            return found
+
+    queue = Slow()
+    await publish(queue, *[event(f"s{number}") for number in range(200)])
+    async with make_relay(queue=queue) as relay:
+        await eventually(lambda: relay.stats.acknowledged == 200)
+
+    assert len(sandbox.events) == 200
+
+
+async def test_bytes_are_bounded(queue: MemoryQueue, sandbox: Sandbox, make_relay: MakeRelay) -> None:
+    """Apart from the first page, whose events are of a size that is not known."""
+    sandbox.fail_next(*[503] * 100)
+    await publish(queue, *[event(f"s{n}", metadata={"a": "x" * 10_000}) for n in range(1000)])
+    async with make_relay(window_bytes=2_000_000, flush_interval=0.2) as relay:
+        await asyncio.sleep(2)
+        assert 1_000_000 < relay.stats.held_bytes < 2_500_000
+        await eventually(lambda: relay.stats.acknowledged == 1000)
+
+
 # Sessions.
 
 
@@ -509,6 +593,7 @@ async def test_a_session_with_more_entries_than_its_share(
         await eventually(lambda: relay.stats.acknowledged == 705)
 
         assert relay.stats.passed_over == 0
+        assert relay.stats.read == 705
     assert [one["parentGuid"] for one in sandbox.events if one["sessionId"] == "one"] == [
         one.parent_guid for one in bad
     ]
@@ -543,6 +628,31 @@ def _held(number: int) -> Any:
     return Held(entry, event(), b"%d" % number, False, None, 1, False)
 
 
+async def test_the_account_of_what_is_passed_over(
+    queue: MemoryQueue, sandbox: Sandbox, make_relay: MakeRelay
+) -> None:
+    """An entry that is fetched several times counts once."""
+    await publish(queue, *[event("one") for _ in range(500)])
+    async with dead_relay(queue, marked=500), make_relay(window=200) as relay:
+        await eventually(lambda: relay.stats.acknowledged == 500)
+
+    assert relay.stats.redelivered == relay.stats.read == 500
+
+
+async def test_an_event_ahead_of_the_relays_clock(
+    queue: MemoryQueue, sandbox: Sandbox, make_relay: MakeRelay
+) -> None:
+    """The clocks of its publisher and of this relay differ: it is offered again."""
+    clock = Clock(datetime.now(UTC) - timedelta(minutes=6))
+    await publish(queue, event())
+    make = functools.partial(Emitter, sandbox.credentials, endpoint=sandbox.url, _clock=clock)
+    async with make_relay(make, _clock=clock) as relay:
+        await asyncio.sleep(20)
+        assert (relay.stats.held, relay.stats.dead_letters) == (1, 0)
+        clock.advance(minutes=6)
+        await eventually(lambda: relay.stats.acknowledged == 1)
+
+
 # Credentials, emitters, settings.
 
 
@@ -557,6 +667,43 @@ async def test_refused_credentials_stop_the_relay(queue: MemoryQueue, sandbox: S
     assert await queue.dead_letters() == []
     assert await left(queue) == 3
     assert not any(one.is_marked for place in queue._partitions for one in place.pending.values())
+
+
+async def test_a_relay_that_stops_by_itself(
+    queue: MemoryQueue, sandbox: Sandbox, make_relay: MakeRelay
+) -> None:
+    """Beside the application's own work: it gives up its share, is not ready, and `async with` raises."""
+    wrong = Credentials(pub_id="rpub-wrong", secret="rsec-for-nothing", tag_id="1")
+    await publish(queue, event())
+    relay = make_relay(functools.partial(Emitter, wrong, endpoint=sandbox.url))
+    with pytest.raises(RelayStoppedError, match="refused the credentials"):
+        await lives_until_closed(relay)
+    assert not relay.health.is_ready
+    assert [one.is_alive for one in await queue.relays()] == [False]
+
+
+async def lives_until_closed(relay: Relay) -> None:
+    async with relay:
+        await eventually(lambda: relay.health.state == "closed")
+
+
+async def test_an_emitter_that_something_else_closes(
+    queue: MemoryQueue, sandbox: Sandbox, make_relay: MakeRelay
+) -> None:
+    """The relay stops: it could deliver nothing."""
+    made: list[Emitter] = []
+
+    def make(**settings: Any) -> Emitter:
+        made.append(Emitter(sandbox.credentials, endpoint=sandbox.url, **settings))
+        return made[0]
+
+    relay = make_relay(make)
+    await relay.start()
+    await made[0].aclose()
+    await publish(queue, event())
+    with pytest.raises(RelayStoppedError, match="was closed by something else"):
+        await lives_until_closed(relay)
+    assert await left(queue) == 1
 
 
 async def test_the_emitter_has_settings_that_fit(sandbox: Sandbox, make_relay: MakeRelay) -> None:
@@ -652,7 +799,10 @@ async def test_a_journal_is_refused(
         ({"relay_id": ""}, "relay_id must be a non-empty printable string, got ''"),
         ({"relay_id": 7}, "relay_id must be a non-empty printable string, got 7"),
         ({"window": 10}, "window must be a whole number >= 50, got 10"),
-        ({"heartbeat_timeout": 0.1}, "heartbeat_timeout must be a finite number >= 0.5, got 0.1"),
+        (
+            {"heartbeat_timeout": 0.1},
+            "heartbeat_timeout must be a finite number >= 0.5 and <= 86400, got 0.1",
+        ),
         ({"flush_interval": -1}, "flush_interval must be a finite number >= 0, got -1"),
         ({"queue": "redis://localhost"}, "such as RedisQueue"),
         ({"make_emitter": 5}, "make_emitter must be callable, as Emitter is, got 5"),
@@ -678,6 +828,39 @@ async def test_run_until_stopped(queue: MemoryQueue, sandbox: Sandbox, make_rela
     stats = await running
 
     assert (stats.delivered, stats.acknowledged) == (2, 2)
+
+
+async def test_a_stop_drains_all_that_it_holds(
+    queue: MemoryQueue, sandbox: Sandbox, make_relay: MakeRelay
+) -> None:
+    """Thousands of entries, and more of one session than may be out."""
+    await publish(
+        queue, *[event(f"s{number % 100}") for number in range(3000)], *[event("one") for _ in range(200)]
+    )
+    async with make_relay(flush_interval=1000) as relay:
+        await eventually(lambda: relay.stats.read == 3200)
+
+    assert len(sandbox.events) == 3200
+    assert await left(queue) == 0
+
+
+async def test_a_close_while_it_is_being_started(make_relay: MakeRelay) -> None:
+    """The start says that it came too late, and nothing is left running."""
+
+    class SlowQueue(MemoryQueue):
+        async def open_relay(self, *, heartbeat_timeout: float) -> Findings:
+            await asyncio.sleep(5)
+            return await super().open_relay(heartbeat_timeout=heartbeat_timeout)
+
+    queue = SlowQueue()
+    relay = make_relay(queue=queue)
+    starting = asyncio.create_task(relay.start())
+    await asyncio.sleep(1)
+    await relay.aclose()
+    with pytest.raises(EmitterClosedError, match="closed while it was being started"):
+        await starting
+    await asyncio.sleep(5)
+    assert await queue.relays() == []
 
 
 async def test_run_that_is_cancelled(queue: MemoryQueue, sandbox: Sandbox, make_relay: MakeRelay) -> None:

@@ -191,6 +191,39 @@ def test_a_full_window_does_not_linger() -> None:
     assert not one.has_ready()
 
 
+def test_draining() -> None:
+    """Nothing lingers any more, also what comes later."""
+    one = window()
+    first, second = held("a"), held("b")
+    one.add(first, now=0.0)
+    one.drain(now=0.0)
+    one.add(second, now=0.0)
+
+    assert one.take_due(now=0.0) == [[first], [second]]
+    assert (one.waiting, one.out) == (0, 2)
+
+
+def test_finishing_twice_is_once() -> None:
+    """What is not held is not removed."""
+    one = window()
+    entry = held()
+    one.add(entry, now=0.0, is_late=True)
+    one.take_due(now=0.0)
+    one.finish(entry, now=0.0)
+    one.finish(entry, now=0.0)
+
+    assert len(one) == one.out == one.bytes == 0
+
+
+def test_sizes() -> None:
+    """Of what is held, and of the room that is left."""
+    one = window(max_bytes=250)
+    assert (one.mean_size, one.free_bytes) == (0, 250)
+    for _ in range(3):
+        one.add(held(), now=0.0)
+    assert (one.mean_size, one.free_bytes, one.free) == (100, 0, 0)
+
+
 class Relaying(RuleBasedStateMachine):
     """Entries of a few sessions come, leave, come back and are done, in any order, beside a plain model."""
 
@@ -259,6 +292,7 @@ class Relaying(RuleBasedStateMachine):
         waiting = [entry for entries in self.waiting.values() for entry in entries]
         assert len(self.window) == len(waiting) + len(self.out)
         assert self.window.out == len(self.out)
+        assert self.window.waiting == len(waiting)
         assert self.window.bytes == 100 * len(self.window)
         assert all(self.window.holds(0, entry.entry.id) for entry in (*waiting, *self.out))
         for session in "abcde":
