@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from rokt_events_async.emitter import Emitter
 from rokt_events_async.outcomes import DeadLetter, PublisherStats, PublishReceipt, RelayHealth, RelayStats
+from rokt_events_async.relay.heart import RelayStoppedError
 from rokt_events_async.relay.publisher import Publisher
 from rokt_events_async.relay.queue import EventQueue
-from rokt_events_async.relay.relay import Relay, RelayStoppedError
+from rokt_events_async.relay.relay import Relay
 
 if TYPE_CHECKING:
     from rokt_events_async.relay.redis import RedisQueue

@@ -89,7 +89,6 @@ class Held:
         is_repeated: True if the publisher had sent it before and knew no answer.
         trace_parent: The W3C `traceparent` that came with it.
         size: Its size, in bytes.
-        is_marked: True if the queue knows that its event may be sent.
         number: Its place in the order in which the relay's window took its entries.
     """
 
@@ -99,7 +98,6 @@ class Held:
     is_repeated: bool
     trace_parent: str | None
     size: int
-    is_marked: bool
     number: int = 0
 
 
@@ -138,7 +136,6 @@ def read_entry(entry: Entry) -> Held:
         b"a" in fields,
         None if trace is None else trace[:_SHOWN].decode("ascii", "replace"),
         len(wire),
-        entry.may_have_been_sent,
     )
 
 

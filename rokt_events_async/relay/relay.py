@@ -8,8 +8,8 @@ queue ────┤                                             ▼
           └───────────────────────────────────────┴──▶ dead letter
 ```
 
-Three loops share the window: the reader, the sender, and the one that acknowledges. A fourth says once per
-second that this relay is alive, and learns who else is. Only the reader adds to the window.
+Four loops: the reader fills the window, the sender empties it, the settler acknowledges, and the heart says
+once per second that this relay is alive. This module wires them, starts them, and stops them.
 
 Nothing is lost, because an entry stays in the queue until it is acknowledged. An event is sent twice only if
 its entry was marked: by a relay that ended before it acknowledged it, or that was stopped for longer than
@@ -19,20 +19,17 @@ its `heartbeat_timeout`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
-import functools
 import inspect
 import logging
 import math
 import os
 import secrets
 import socket
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Final, NoReturn, Self
+from typing import Any, Final, Literal, NoReturn, Self
 
 import attrs
 
@@ -42,28 +39,19 @@ from rokt_events_async._version import __version__
 from rokt_events_async.emitter import Emitter
 from rokt_events_async.errors import (
     EmitterClosedError,
-    InvalidEventError,
     InvalidSettingError,
     NotAcceptedError,
-    QueueFullError,
     QueueUnavailableError,
     RoktEventsError,
 )
 from rokt_events_async.observers import LoggingObserver, Observer
-from rokt_events_async.outcomes import (
-    DeadLetter,
-    Health,
-    LastError,
-    Receipt,
-    RelayHealth,
-    RelayState,
-    RelayStats,
-)
-from rokt_events_async.relay.entries import Entry, Held, UnreadableEntryError, read_entry
-from rokt_events_async.relay.judging import judge, judge_invalid, judge_redelivered, judge_unreadable
-from rokt_events_async.relay.queue import Backlog, EventQueue
-from rokt_events_async.relay.shares import share_of
-from rokt_events_async.relay.turns import Turns
+from rokt_events_async.outcomes import Health, RelayHealth, RelayState, RelayStats
+from rokt_events_async.relay.heart import Heart, Keeping, RelayStoppedError
+from rokt_events_async.relay.link import RETRY_AFTER, Counts, Link, Signals
+from rokt_events_async.relay.queue import EventQueue
+from rokt_events_async.relay.reading import BLOCK, PAGE, Reader
+from rokt_events_async.relay.sending import Sender
+from rokt_events_async.relay.settling import Settler
 from rokt_events_async.relay.window import Window
 from rokt_events_async.settings import MAX_BATCH_SIZE, RetryPolicy, check_count, check_number
 
@@ -72,38 +60,36 @@ _DAY: Final = 24 * 3600.0
 _THREE_DAYS: Final = 3 * _DAY
 """As old as an event may be (specification, "PartnerEvent", eventTime)."""
 
-_PAGE: Final = 1000
-"""The most entries of one exchange with the queue."""
-
-_PAGE_BYTES: Final = 4 * _MIB
-"""About the most bytes of such an exchange."""
-
-_FIRST_PAGE: Final = 125
-"""The first page: how large the events are is not known yet."""
-
-_BLOCK: Final = 0.5
-"""Seconds that a read waits for entries."""
-
-_ACKNOWLEDGE_EVERY: Final = 0.01
-_RETRY_AFTER: Final = (0.05, 1.0)
-"""The first and the longest wait before the queue is tried again, in seconds."""
-
-_AGAIN_AFTER: Final = 1.0
-"""Seconds until an event that the emitter had no room for is offered again."""
-
-_LATER: Final = 30.0
-"""Seconds until an event whose time lies too far ahead is offered again."""
-
-_PREDECESSOR: Final = 30.0
-"""Seconds that the heartbeat of a predecessor with the same id may live on, whatever its time-out was."""
-
-_TRIM_EVERY: Final = 60.0
 _LEAVE_WITHIN: Final = 5.0
 """Seconds for the last exchanges with the queue."""
 
 
-class RelayStoppedError(RoktEventsError):
-    """The relay has stopped by itself, and says why. What it had read stays in the queue."""
+@attrs.frozen
+class _Loops:
+    """What a started relay works with."""
+
+    emitter: Emitter
+    reader: Reader
+    sender: Sender
+
+
+@attrs.define
+class _Rate:
+    """How fast a count grows, over the last seconds."""
+
+    at: float = math.nan
+    count: int = 0
+    rate: float = 0.0
+
+    def of(self, count: int, *, now: float) -> float:
+        """Returns the count's growth per second."""
+        if math.isnan(self.at):
+            self.at, self.count = now, count
+        elif now - self.at >= 1:
+            latest = (count - self.count) / (now - self.at)
+            self.rate += (latest - self.rate) * min(1.0, (now - self.at) / 5)
+            self.at, self.count = now, count
+        return self.rate
 
 
 class Relay:
@@ -147,7 +133,7 @@ class Relay:
         heartbeat_timeout: float = 15.0,
         close_timeout: float = 20.0,
         max_dead_letters: int = 100_000,
-        dead_letter_age: float = 30 * 24 * 3600.0,
+        dead_letter_age: float = 30 * _DAY,
         observers: Iterable[Observer] | None = None,
         _clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -157,11 +143,7 @@ class Relay:
             )
         if not callable(make_emitter):
             raise InvalidSettingError(f"make_emitter must be callable, as Emitter is, got {make_emitter!r}")
-        if relay_id is not None and (
-            not isinstance(relay_id, str) or not relay_id.isprintable() or not relay_id
-        ):
-            raise InvalidSettingError(f"relay_id must be a non-empty printable string, got {relay_id!r}")
-        self.relay_id = relay_id or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.relay_id = _check_id(relay_id)
         self._queue = queue
         self._make_emitter = make_emitter
         self._linger = check_number("flush_interval", flush_interval, at_least=0)
@@ -171,46 +153,39 @@ class Relay:
             "heartbeat_timeout", heartbeat_timeout, at_least=0.5, at_most=_DAY
         )
         self._close_timeout = check_number("close_timeout", close_timeout, at_least=0)
-        self._max_dead_letters = check_count("max_dead_letters", max_dead_letters, at_most=10**9)
-        self._dead_letter_age = check_number(
-            "dead_letter_age", dead_letter_age, at_least=0, at_most=3650 * _DAY
+        keeping = Keeping(
+            check_count("max_dead_letters", max_dead_letters, at_most=10**9),
+            check_number("dead_letter_age", dead_letter_age, at_least=0, at_most=3650 * _DAY),
         )
         self._hooks = Hooks((LoggingObserver(),) if observers is None else observers)
         self._clock = _clock
         self._nonce = secrets.token_hex(8)
-        self._state: RelayState = "new"
-        self._since: datetime | None = None
-        self._started_at: datetime | None = None
-        self._last_error: LastError | None = None
-        self._queue_fails_since: datetime | None = None
-        self._emitter: Emitter | None = None
+        self._counts, self._signals = Counts(), Signals()
+        self._link = Link(
+            self.relay_id, counts=self._counts, heartbeat_timeout=self._heartbeat_timeout, clock=_clock
+        )
+        self._heart = Heart(
+            queue,
+            self.relay_id,
+            self._nonce,
+            timeout=self._heartbeat_timeout,
+            keeping=keeping,
+            counts=self._counts,
+            link=self._link,
+            signals=self._signals,
+            clock=_clock,
+            status=self._status,
+            on_beat=self._on_beat,
+        )
         self._window = self._make_window(self._window_size)
-        self._turns = Turns(self._window_size)
-        self._share: tuple[int, ...] = ()
-        self._gone: tuple[str, ...] = ()
-        self._backlog = Backlog()
-        self._last_beat = -math.inf
-        self._no_taking_until = -math.inf
-        self._must_fetch_own = True
-        self._page = _FIRST_PAGE
-        self._has_id = False
-        self._handing_over = False
-        self._resends = True
-        self._recent: OrderedDict[bytes, tuple[int, bytes]] = OrderedDict()
-        self._acknowledgements: list[tuple[Entry, Held | None]] = []
-        self._letters: list[tuple[Entry, Held | None, DeadLetter]] = []
-        self._leaving: set[tuple[int, bytes]] = set()  # What is on these lists and not in the window.
-        self._released: list[Entry] = []
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._reader: asyncio.Task[None] | None = None
+        self._settler: Settler | None = None
+        self._loops: _Loops | None = None
+        self._state: Literal["new", "open", "closing", "closed"] = "new"
+        self._since: datetime | None = None
         self._failure: BaseException | None = None
-        self._stopping = asyncio.Event()
-        self._due = asyncio.Event()
-        self._settled = asyncio.Event()
-        self._room = asyncio.Event()
-        self._beaten = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._reading: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._counts = _Counts()
         self._told = RelayStats()
         self._rate = _Rate()
 
@@ -234,28 +209,42 @@ class Relay:
             if self._is_closing():
                 raise EmitterClosedError("a closed relay cannot be started again: construct another one")
             return
-        self._set_state("starting")
-        self._started_at = self._clock()
+        self._set_state("open")
+        emitter = None
         try:
-            self._emitter = self._make_one()
-            await self._emitter.start()
-            self._check_emitter(self._emitter)
-            opened = await self._try_to_open()
+            emitter = self._make_one()
+            await emitter.start()
+            self._check_emitter(emitter)
+            is_open = await self._try_to_open()
             if self._is_closing():
                 raise EmitterClosedError("the relay was closed while it was being started")
         except BaseException:
             if not self._is_closing():
                 self._set_state("closed")
-            if self._emitter is not None:
-                await self._emitter.aclose(0)
+            if emitter is not None:
+                await emitter.aclose(0)
             await self._queue.aclose()
             raise
-        self._spawn(self._live(is_open=opened))
+        self._assemble(emitter, is_open=is_open)
+
+    def _assemble(self, emitter: Emitter, *, is_open: bool) -> None:
+        """Wires the loops and starts them."""
+        common: dict[str, Any] = {"counts": self._counts, "link": self._link, "signals": self._signals}
+        settler = Settler(self._queue, self._window, hooks=self._hooks, **common)
+        common |= {"heart": self._heart, "settler": settler, "clock": self._clock}
+        reader = Reader(
+            self._queue, self.relay_id, self._window, resends=emitter.retry.retry_unconfirmed, **common
+        )
+        sender = Sender(
+            self._queue, self.relay_id, self._window, emitter, hooks=self._hooks, fail=self._fail, **common
+        )
+        self._settler, self._loops = settler, _Loops(emitter, reader, sender)
+        self._spawn(self._live(self._loops, settler, is_open=is_open))
 
     def _make_one(self) -> Emitter:
         settings: dict[str, Any] = {
             "flush_interval": 0,  # The relay lingers.
-            "max_pending": self._window_size + 16 * _PAGE,  # A read may exceed the window by a page or so.
+            "max_pending": self._window_size + 16 * PAGE,  # A read may exceed the window by a page or so.
             "max_pending_bytes": 2 * self._window_bytes + 64 * _MIB,
             "max_session_share": 1,
             "when_full": "raise",
@@ -283,8 +272,7 @@ class Relay:
                 "a journal would send events that another relay has taken over"
             )
         if emitter.max_pending < self._window_size:
-            self._window_size = emitter.max_pending
-            self._window, self._turns = self._make_window(self._window_size), Turns(self._window_size)
+            self._window = self._make_window(emitter.max_pending)
         deadline = emitter.retry.deadline
         if deadline is None or deadline < _THREE_DAYS:
             text = (
@@ -292,7 +280,6 @@ class Relay:
             )
             text += "dead letter; RetryPolicy(deadline=%g) is as old as an event may be"
             log(logging.WARNING, text, deadline or 120, _THREE_DAYS)
-        self._resends = emitter.retry.retry_unconfirmed
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -327,7 +314,7 @@ class Relay:
         """
         try:
             await self.start()
-            await self._stopping.wait()
+            await self._signals.stopping.wait()
         finally:
             await self.aclose()
         if self._failure is not None:
@@ -336,7 +323,7 @@ class Relay:
 
     def stop(self) -> None:
         """Asks a relay that runs to stop: `run()` then drains and returns. Call it on the relay's loop."""
-        self._stopping.set()
+        self._signals.stopping.set()
 
     async def aclose(self, timeout: float | None = None) -> RelayStats:
         """Stops reading, drains, acknowledges, and leaves the rest in the queue for other relays.
@@ -367,41 +354,37 @@ class Relay:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         self._set_state("closing")
-        self._stopping.set()
+        self._signals.stopping.set()
         try:
-            if self._reader is not None:
-                await asyncio.wait([self._reader], timeout=_BLOCK + 1)
-            await self._drain(deadline)
+            if self._reading is not None:
+                await asyncio.wait([self._reading], timeout=BLOCK + 1)
+            if self._loops is not None:
+                await self._drain(self._loops, deadline)
         finally:
             for task in self._tasks:
                 task.cancel()
             await asyncio.shield(self._leave())
 
-    async def _drain(self, deadline: float) -> None:
+    async def _drain(self, loops: _Loops, deadline: float) -> None:
         """Sends what the window holds, and waits for the outcomes. In an outage that would be in vain."""
-        if self._emitter is None:
-            return
         loop = asyncio.get_running_loop()
         self._window.drain(now=loop.time())
-        self._due.set()
-        while (self._window.waiting or self._handing_over) and self._can_drain() and loop.time() < deadline:
+        self._signals.due.set()
+        while (self._window.waiting or loops.sender.is_busy) and loop.time() < deadline:
+            if loops.emitter.health.is_breaker_open or self._failure or self._link.failing_since:
+                break
             await asyncio.sleep(0.01)
-        await self._emitter.aclose(max(0.0, deadline - loop.time()))
-
-    def _can_drain(self) -> bool:
-        assert self._emitter is not None, "the relay was started"
-        is_up = not self._emitter.health.is_breaker_open and self._failure is None
-        return is_up and self._queue_fails_since is None
+        await loops.emitter.aclose(max(0.0, deadline - loop.time()))
 
     async def _leave(self) -> None:
-        """Acknowledges what has an outcome, and tells the others that this relay has ended."""
+        """Tells the queue what is known yet, and the other relays that this one has ended."""
         try:
             if self._tasks:
                 await asyncio.wait(self._tasks)
-            if self._emitter is not None:
-                await self._emitter.aclose(0)
-            await asyncio.sleep(0)  # The last outcomes are told one turn later.
-            if self._has_id:
+            if self._loops is not None:
+                await self._loops.emitter.aclose(0)
+                await asyncio.sleep(0)  # The last outcomes are told one turn later.
+            if self._heart.has_id:
                 async with asyncio.timeout(_LEAVE_WITHIN):
                     await self._take_leave()
         except (NotAcceptedError, TimeoutError) as error:
@@ -413,18 +396,22 @@ class Relay:
             self._tell()
 
     async def _take_leave(self) -> None:
-        await self._acknowledge()
-        if self._released:
-            await self._queue.unmark(self.relay_id, self._released)
+        assert self._settler is not None, "the relay was started"
+        assert self._loops is not None, "the relay was started"
+        await self._settler.flush()
+        if self._loops.sender.released:
+            await self._queue.unmark(self.relay_id, self._loops.sender.released)
         await self._queue.leave(self.relay_id, self._nonce)
         await self._queue.forget(self.relay_id)
 
     def _is_closing(self) -> bool:
         return self._state in ("closing", "closed")
 
-    def _set_state(self, state: RelayState) -> None:
+    def _set_state(self, state: Literal["open", "closing", "closed"]) -> None:
         if state != self._state:
             self._state, self._since = state, self._clock()
+
+    # Loops.
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         # Empty: what a request starts must not carry that request's values for ever.
@@ -449,7 +436,7 @@ class Relay:
         if self._failure is None and self._state != "closed":
             self._failure = error
             log(logging.ERROR, "the relay %s stops: %s", self.relay_id, error)
-        self._stopping.set()
+        self._signals.stopping.set()
         if self._closing is None:
             self._closing = asyncio.create_task(
                 self._close(self._close_timeout), name="rokt-events-relay-close"
@@ -457,458 +444,50 @@ class Relay:
 
     async def _try_to_open(self) -> bool:
         """Opens the queue. Returns False if it cannot be reached."""
+        now = asyncio.get_running_loop().time()
         try:
             findings = await self._queue.open_relay(heartbeat_timeout=self._heartbeat_timeout)
         except QueueUnavailableError as error:
-            self._note_failure(error)
+            self._link.note_failure(error, now=now)
             return False
         for warning in findings.warnings:
             log(logging.WARNING, "%r: %s", self._queue, warning)
-        # A server that has just started has lost the heartbeats of relays that are alive.
-        now = asyncio.get_running_loop().time()
-        self._no_taking_until = now if findings.is_server_old else now + self._heartbeat_timeout
+        if not findings.is_server_old:  # It has lost the heartbeats of relays that are alive.
+            self._link.no_taking_until = max(self._link.no_taking_until, now + self._heartbeat_timeout)
         return True
 
-    async def _live(self, *, is_open: bool) -> None:
+    async def _live(self, loops: _Loops, settler: Settler, *, is_open: bool) -> None:
         """Opens the queue, takes the id, and starts the loops."""
-        wait = _RETRY_AFTER[0]
+        wait = RETRY_AFTER[0]
         while not is_open:
             await asyncio.sleep(wait)
-            wait = min(2 * wait, _RETRY_AFTER[1])
+            wait = min(2 * wait, RETRY_AFTER[1])
             is_open = await self._try_to_open()
-        await self._take_id()
-        if self._state == "starting":
-            self._set_state("ok")
-        self._reader = self._spawn(self._read())
-        self._spawn(self._send())
-        self._spawn(self._settle())
-        self._spawn(self._beat())
+        await self._heart.take_id()
+        self._link.is_open = True
+        self._reading = self._spawn(loops.reader.run())
+        self._spawn(loops.sender.run())
+        self._spawn(settler.run())
+        self._spawn(self._heart.run())
 
-    async def _take_id(self) -> None:
-        """Says for the first time that this relay is alive. A predecessor with its id may have to expire."""
-        loop = asyncio.get_running_loop()
-        patience = max(self._heartbeat_timeout, _PREDECESSOR) + 2
-        until = loop.time() + patience
-        while True:
-            try:
-                if await self._beat_once():
-                    self._has_id = True
-                    return
-            except QueueUnavailableError as error:
-                self._note_failure(error)
-                until = loop.time() + patience
-            if loop.time() > until:
-                raise RelayStoppedError(
-                    f"another living relay has the id {self.relay_id!r}: each needs its own"
-                )
-            await asyncio.sleep(min(1.0, self._heartbeat_timeout / 5))
-
-    # Heartbeat.
-
-    async def _beat(self) -> None:
-        trim_at = 0.0
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(min(1.0, self._heartbeat_timeout / 5))
-            try:
-                if not await self._beat_once():
-                    self._has_id = False
-                    raise RelayStoppedError(f"another process has taken the id {self.relay_id!r}")
-                self._backlog = await self._queue.backlog()
-                self._turns.note({number: self._backlog.waiting[number] for number in self._share})
-                self._tell()
-                if loop.time() >= trim_at and 0 in self._share:
-                    trim_at = loop.time() + _TRIM_EVERY
-                    oldest = self._clock() - timedelta(seconds=self._dead_letter_age)
-                    await self._queue.trim(at_most=self._max_dead_letters, oldest=oldest)
-            except QueueUnavailableError as error:
-                self._note_failure(error)
-
-    async def _beat_once(self) -> bool:
-        """Says that this relay is alive. Returns False if another process has its id."""
-        loop = asyncio.get_running_loop()
-        sent_at = loop.time()
-        roster = await self._queue.beat(
-            self.relay_id, self._nonce, self._status(), timeout=self._heartbeat_timeout
-        )
-        if roster is None:
-            return False
-        self._last_beat = sent_at
-        self._beaten.set()
-        self._counts.relays = len(roster.alive)
-        # Also relays that the queue has forgotten, if entries are pending for them since the last time.
-        ghosts = set(self._backlog.holders) - set(roster.alive)
-        self._gone = tuple(sorted(ghosts | set(roster.gone)))
-        share = share_of(self.relay_id, roster.alive, self._queue.partitions)
-        if share != self._share:
-            text = "the relay %s reads %d of %d partitions: %d relays are alive"
-            log(logging.INFO, text, self.relay_id, len(share), self._queue.partitions, len(roster.alive))
-            self._share = share
-        return True
+    # Views.
 
     def _status(self) -> dict[str, Any]:
-        assert self._emitter is not None, "the relay was started"
-        now = asyncio.get_running_loop().time()
+        """Returns what the relay tells the others of itself."""
         return {
             "version": __version__,
-            "started": self._started_at.isoformat() if self._started_at else None,
-            "partitions": list(self._share),
+            "partitions": list(self._heart.share),
             "held": len(self._window),
             "delivered": self._counts.delivered,
             "redelivered": self._counts.redelivered,
-            "rate": round(self._rate.of(self._counts.delivered, now=now), 1),
-            "rokt": self._emitter.health.state,
+            "rate": round(self._rate.of(self._counts.delivered, now=asyncio.get_running_loop().time()), 1),
+            "rokt": self._loops.emitter.health.state if self._loops else "new",
         }
 
-    def _note_failure(self, error: Exception) -> None:
-        """Notes that the queue cannot be reached: others may look ended that are not."""
-        self._counts.queue_failures += 1
-        self._last_error = LastError(str(error), self._clock())
-        self._must_fetch_own = True
-        self._no_taking_until = asyncio.get_running_loop().time() + self._heartbeat_timeout
-        self._queue_fails_since = self._queue_fails_since or self._clock()
-        if self._state == "ok":
-            self._set_state("queue_unavailable")
-            log(logging.ERROR, "the relay %s cannot reach its queue: %s", self.relay_id, error)
-
-    def _note_success(self) -> None:
-        self._queue_fails_since = None
-        if self._state == "queue_unavailable":
-            assert self._since is not None, "a state has begun"
-            seconds = (self._clock() - self._since).total_seconds()
-            self._set_state("ok")
-            log(logging.WARNING, "the relay %s reaches its queue again, after %.0f s", self.relay_id, seconds)
-
-    # The reader.
-
-    async def _read(self) -> None:
-        wait = _RETRY_AFTER[0]
-        while not self._stopping.is_set():
-            try:
-                await self._read_once()
-                wait = _RETRY_AFTER[0]
-            except QueueUnavailableError as error:
-                self._note_failure(error)
-                self._page = max(1, self._page // 2)  # It may have been too large to come in time.
-                await asyncio.sleep(wait)
-                wait = min(2 * wait, _RETRY_AFTER[1])
-
-    async def _read_once(self) -> None:
-        loop = asyncio.get_running_loop()
-        if not await self._wait_for_room():
-            return
-        if self._must_fetch_own:
-            self._must_fetch_own = False
-            for number in range(self._queue.partitions):
-                await self._fetch_own(number)
-        for number in self._window.hungry():
-            await self._fetch_own(number)
-        if self._gone and loop.time() >= self._no_taking_until:
-            await self._take_over()
-        partitions = self._turns.choose(self._share, now=loop.time())
-        if not partitions or not self._window.free:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_BLOCK):
-                    await self._stopping.wait()
-            return
-        count = self._page_for(len(partitions))
-        entries = await self._queue.read(
-            self.relay_id, partitions, count=count, wait=0 if self._turns.is_turn else _BLOCK
-        )
-        self._note_success()
-        self._page = min(_PAGE, 2 * self._page)
-        read = dict.fromkeys(partitions, 0)
-        now = loop.time()
-        for entry in entries:
-            read[entry.partition] += 1
-            self._admit(entry, now=now)
-        for number, found in read.items():
-            self._turns.count(number, found)
-        self._due.set()
-
-    def _page_for(self, partitions: int) -> int:
-        """Returns how many entries to ask for of each of so many partitions: what fits, and comes in time."""
-        fitting = min(self._page, self._window.free)
-        if size := self._window.mean_size:
-            fitting = min(fitting, self._window.free_bytes // size, _PAGE_BYTES // size)
-        return max(1, fitting // partitions)
-
-    async def _wait_for_room(self) -> bool:
-        """Returns True if there is room for a page, or for anything at all after a short while."""
-        if self._window.free >= min(_PAGE, self._window.size // 10):
-            return True
-        self._room.clear()
-        self._window.flush_if_full(now=asyncio.get_running_loop().time())
-        self._due.set()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_BLOCK / 5):
-                await self._room.wait()
-                return False
-        return self._window.free > 0
-
-    async def _fetch_own(self, partition: int) -> None:
-        """Fetches entries that are pending for this relay and not in its window.
-
-        Passed over, or on their way when a connection was lost, or of a predecessor with the same id.
-        """
-        loop = asyncio.get_running_loop()
-        left: set[str] = set()
-        after = b""
-        while True:
-            if not self._window.free:
-                self._must_fetch_own = True
-                return
-            taken = await self._queue.take(
-                self.relay_id,
-                self.relay_id,
-                partition,
-                after=after,
-                count=self._page_for(1),
-                skip=self._is_known,
-            )
-            for entry in taken.entries:
-                held = self._open(entry)
-                if held is None or held.event.session_id in left:
-                    continue
-                if self._window.take_back(held, now=loop.time()):
-                    self._count(held)
-                else:
-                    left.add(held.event.session_id)
-            self._due.set()
-            if not taken.last:
-                self._window.caught_up(partition, left)
-                return
-            after = taken.last
-            if left and partition not in self._window.hungry():
-                return  # What is left waits until its session has room.
-
-    def _is_known(self, partition: int, id_: bytes) -> bool:
-        """Returns True if an entry is in the window, or is being acknowledged or buried without it."""
-        return self._window.holds(partition, id_) or (partition, id_) in self._leaving
-
-    def _count(self, held: Held) -> None:
-        """Counts an entry that is in the window now."""
-        self._counts.read += 1
-        self._counts.redelivered += held.entry.may_have_been_sent
-        self._counts.repeated += held.is_repeated
-
-    async def _take_over(self) -> None:
-        """Takes the entries of relays that have ended, in the partitions of this relay's share."""
-        gone, self._gone = self._gone, ()
-        for owner in gone:
-            taken = sum([await self._take_from(owner, number) for number in self._share])
-            if taken:
-                text = "the relay %s has taken over %d entries of %s, which has ended"
-                log(logging.WARNING, text, self.relay_id, taken, owner)
-            if self._window.free:
-                await self._queue.forget(owner)
-        self._due.set()
-
-    async def _take_from(self, owner: str, partition: int) -> int:
-        """Takes the entries of an ended relay in one partition. Returns how many."""
-        after, count = b"", 0
-        while self._window.free:
-            taken = await self._queue.take(
-                self.relay_id, owner, partition, after=after, count=self._page_for(1), skip=self._is_known
-            )
-            now = asyncio.get_running_loop().time()
-            for entry in taken.entries:
-                self._admit(entry, now=now, is_late=True)
-            count += len(taken.entries)
-            self._counts.taken_over += len(taken.entries)
-            if not taken.last:
-                break
-            after = taken.last
-        return count
-
-    def _admit(self, entry: Entry, *, now: float, is_late: bool = False) -> None:
-        if self._is_known(entry.partition, entry.id):
-            return  # The server has come back as it was a moment before.
-        held = self._open(entry)
-        if held is not None and self._window.add(held, now=now, is_late=is_late):
-            self._count(held)
-
-    def _open(self, entry: Entry) -> Held | None:
-        """Reads an entry. What must not be sent does not get into the window."""
-        try:
-            held = read_entry(entry)
-        except UnreadableEntryError as error:
-            letter = judge_unreadable(entry, str(error), relay_id=self.relay_id, now=self._clock())
-            self._bury(entry, None, letter)
-            return None
-        if self._is_repeat(held):
-            self._count(held)
-            self._counts.repeats_dropped += 1
-            self._leaving.add((entry.partition, entry.id))
-            self._acknowledgements.append((entry, None))
-            self._settled.set()
-            return None
-        if entry.may_have_been_sent and not self._resends:
-            self._count(held)
-            self._bury(entry, None, judge_redelivered(held, relay_id=self.relay_id, now=self._clock()))
-            return None
-        return held
-
-    def _is_repeat(self, held: Held) -> bool:
-        """Returns True if its publisher sent it again, and another entry of that publication was read."""
-        here = held.entry.partition, held.entry.id
-        there = self._recent.setdefault(held.publish_id, here)
-        if len(self._recent) > 2 * self._window_size + 16 * _PAGE:
-            self._recent.popitem(last=False)
-        return held.is_repeated and there != here
-
-    # The sender.
-
-    async def _send(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            due_at = self._window.next_due()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(due_at):
-                    await self._due.wait()
-            self._due.clear()
-            batches = self._window.take_due(now=loop.time())
-            self._handing_over = True
-            while batches:
-                page: list[list[Held]] = []
-                while batches and sum(map(len, page)) < _PAGE:
-                    page.append(batches.pop(0))
-                await self._hand_over(page)
-            self._handing_over = False
-
-    async def _hand_over(self, batches: list[list[Held]]) -> None:
-        """Marks the entries of batches, and gives their events to the emitter."""
-        await self._wait_for_heartbeat()
-        entries = [held.entry for batch in batches for held in batch]
-        pending = await self._insist(functools.partial(self._queue.mark, self.relay_id, entries))
-        for batch in batches:
-            for held in batch:
-                if held.entry in pending:
-                    self._track(held)
-                else:  # Another relay has it, or has had it.
-                    self._counts.acknowledged_elsewhere += 1
-                    self._finish([held])
-
-    async def _insist(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """Calls the queue until it answers."""
-        wait = _RETRY_AFTER[0]
-        while True:
-            try:
-                return await call()
-            except (QueueUnavailableError, QueueFullError) as error:
-                self._note_failure(error)
-                await asyncio.sleep(wait)
-                wait = min(2 * wait, _RETRY_AFTER[1])
-
-    async def _wait_for_heartbeat(self) -> None:
-        """Waits until the others know that this relay is alive.
-
-        After it stood still they may take its entries for those of an ended relay at any moment.
-        """
-        loop = asyncio.get_running_loop()
-        while loop.time() - self._last_beat > self._heartbeat_timeout * 0.9:
-            self._beaten.clear()
-            await self._beaten.wait()
-
-    def _track(self, held: Held) -> None:
-        assert self._emitter is not None, "the relay was started"
-        loop = asyncio.get_running_loop()
-        context = None
-        if held.trace_parent is not None and self._hooks.has_traces:
-            context = self._hooks.in_trace(held.trace_parent)
-        try:
-            if context is None:
-                delivery = self._emitter.track_nowait(held.event)
-            else:
-                delivery = context.run(self._emitter.track_nowait, held.event)
-        except InvalidEventError as error:
-            verdict = judge_invalid(held, error, relay_id=self.relay_id, now=self._clock())
-            if isinstance(verdict, DeadLetter):
-                self._bury(held.entry, held, verdict)
-            else:
-                self._window.put_back(held, now=loop.time(), wait=_LATER)
-        except QueueFullError:
-            self._window.put_back(held, now=loop.time(), wait=_AGAIN_AFTER)
-        except EmitterClosedError:
-            self._released.append(held.entry)
-            if self._state != "closing":
-                self._fail(RelayStoppedError("the relay's emitter was closed by something else"))
-        else:
-            callback = functools.partial(self._on_outcome, held)
-            delivery.add_done_callback(callback, context=contextvars.Context())
-
-    def _on_outcome(self, held: Held, delivery: asyncio.Future[Receipt]) -> None:
-        outcome: Receipt | BaseException
-        if delivery.cancelled():
-            outcome = asyncio.CancelledError()
-        else:
-            outcome = delivery.exception() or delivery.result()
-        if isinstance(outcome, Receipt):
-            self._counts.delivered += 1
-            self._counts.possible_duplicates += outcome.maybe_duplicate
-            self._acknowledgements.append((held.entry, held))
-            self._settled.set()
-            return
-        verdict = judge(held, outcome, relay_id=self.relay_id, now=self._clock())
-        if isinstance(verdict, DeadLetter):
-            self._bury(held.entry, held, verdict)
-        elif verdict == "again":
-            now = asyncio.get_running_loop().time()
-            self._window.put_back(held, now=now, wait=_AGAIN_AFTER)
-            self._due.set()
-        else:
-            if getattr(outcome, "outcome", None) == "failed":  # Provably not accepted.
-                self._released.append(held.entry)
-            if verdict == "stop":
-                self._fail(RelayStoppedError(f"{outcome}; the events stay in the queue"))
-
-    def _bury(self, entry: Entry, held: Held | None, letter: DeadLetter) -> None:
-        if held is None:
-            self._leaving.add((entry.partition, entry.id))
-        self._letters.append((entry, held, letter))
-        self._settled.set()
-
-    def _finish(self, done: Iterable[Held]) -> None:
-        """Removes entries from the window: the queue has them no more, or another relay has them."""
-        now = asyncio.get_running_loop().time()
-        for held in done:
-            self._window.finish(held, now=now)
-        self._room.set()
-        if self._window.has_ready():
-            self._due.set()
-
-    # Acknowledging.
-
-    async def _settle(self) -> None:
-        while True:
-            await self._settled.wait()
-            await asyncio.sleep(_ACKNOWLEDGE_EVERY)
-            self._settled.clear()
-            await self._insist(self._acknowledge)
-
-    async def _acknowledge(self) -> None:
-        """Removes from the queue what has an outcome. First what frees memory."""
-        while self._acknowledgements:
-            page = self._acknowledgements[:_PAGE]
-            count = await self._queue.acknowledge([entry for entry, _ in page])
-            del self._acknowledgements[: len(page)]
-            self._counts.acknowledged += count
-            self._counts.acknowledged_elsewhere += len(page) - count
-            self._finish([held for _, held in page if held is not None])
-            self._leaving.difference_update([(entry.partition, entry.id) for entry, _ in page])
-        while self._letters:
-            letters = self._letters[: _PAGE // 10]
-            count = await self._queue.bury([(entry, letter) for entry, _, letter in letters])
-            del self._letters[: len(letters)]
-            self._counts.dead_letters += count
-            self._counts.acknowledged_elsewhere += len(letters) - count
-            self._finish([held for _, held, _ in letters if held is not None])
-            self._leaving.difference_update([(entry.partition, entry.id) for entry, _, _ in letters])
-            for _, _, letter in letters:
-                self._hooks.dead_letter(letter)
-        self._note_success()
-
-    # Views.
+    def _on_beat(self) -> None:
+        if self._loops is not None:
+            self._loops.reader.note_backlog()
+        self._tell()
 
     def _tell(self) -> None:
         """Tells observers what has changed since the last time."""
@@ -918,16 +497,16 @@ class Relay:
     @property
     def stats(self) -> RelayStats:
         """A snapshot of the account."""
-        counts, window, backlog = self._counts, self._window, self._backlog
+        window, backlog = self._window, self._heart.backlog
         age = 0.0
         if backlog.oldest is not None:
             age = max(0.0, (self._clock() - backlog.oldest).total_seconds())
         return RelayStats(
-            **attrs.asdict(counts),
+            **attrs.asdict(self._counts),
             held=len(window),
             held_bytes=window.bytes,
             passed_over=window.passed_over,
-            partitions=self._share,
+            partitions=self._heart.share,
             waiting=sum(backlog.waiting),
             pending=backlog.pending,
             oldest_age=age,
@@ -936,54 +515,30 @@ class Relay:
     @property
     def health(self) -> RelayHealth:
         """How the relay is doing at this moment."""
-        emitter = Health(state="new") if self._emitter is None else self._emitter.health
+        state: RelayState = "starting" if self._state == "open" else self._state
+        since = self._since
+        if self._state == "open" and self._link.is_open:
+            state = "ok" if self._link.failing_since is None else "queue_unavailable"
+            since = self._link.failing_since or since
         return RelayHealth(
-            state=self._state,
-            since=self._since,
-            last_error=self._last_error,
-            emitter=emitter,
+            state=state,
+            since=since,
+            last_error=self._link.last_error,
+            emitter=Health(state="new") if self._loops is None else self._loops.emitter.health,
             stats=self.stats,
         )
 
     def __repr__(self) -> str:
         return (
-            f"<Relay {self.relay_id} {self._state}, {self._queue!r}: {len(self._window)} held, "
+            f"<Relay {self.relay_id} {self.health.state}, {self._queue!r}: {len(self._window)} held, "
             f"{self._counts.delivered} delivered, {self._counts.dead_letters} dead letters>"
         )
 
 
-@attrs.define
-class _Counts:
-    """What a relay counts; see `RelayStats`."""
-
-    read: int = 0
-    delivered: int = 0
-    dead_letters: int = 0
-    redelivered: int = 0
-    taken_over: int = 0
-    repeated: int = 0
-    repeats_dropped: int = 0
-    possible_duplicates: int = 0
-    acknowledged: int = 0
-    acknowledged_elsewhere: int = 0
-    relays: int = 0
-    queue_failures: int = 0
-
-
-@attrs.define
-class _Rate:
-    """How fast a count grows, over the last ten seconds or so."""
-
-    at: float = math.nan
-    count: int = 0
-    rate: float = 0.0
-
-    def of(self, count: int, *, now: float) -> float:
-        """Returns the count's growth per second."""
-        if math.isnan(self.at):
-            self.at, self.count = now, count
-        elif now - self.at >= 1:
-            latest = (count - self.count) / (now - self.at)
-            self.rate += (latest - self.rate) * min(1.0, (now - self.at) / 5)
-            self.at, self.count = now, count
-        return self.rate
+def _check_id(relay_id: object) -> str:
+    """Returns a relay's id, a new one for `None`."""
+    if relay_id is None:
+        return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    if not isinstance(relay_id, str) or not relay_id.isprintable() or not relay_id:
+        raise InvalidSettingError(f"relay_id must be a non-empty printable string, got {relay_id!r}")
+    return relay_id

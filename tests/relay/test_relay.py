@@ -285,9 +285,9 @@ async def test_entries_that_were_taken_while_the_relay_stood_still(
         await queue.take(
             "robber", relay.relay_id, entries[0].partition, after=b"", count=1, skip=lambda *_: False
         )
-        relay._last_beat -= 50
+        relay._heart._last_beat -= 50
         relay._window.flush(now=asyncio.get_running_loop().time())
-        relay._due.set()
+        relay._signals.due.set()
         await eventually(lambda: relay.stats.held == 0)
 
     assert relay.stats.acknowledged_elsewhere == 1
@@ -615,17 +615,19 @@ async def test_repeated_publications_are_recognised(
 
 async def test_memory_of_publications_is_bounded(queue: MemoryQueue, make_relay: MakeRelay) -> None:
     """The oldest are forgotten."""
-    relay = make_relay(window=50)
-    for number in range(20_000):
-        relay._is_repeat(_held(number))
-    assert len(relay._recent) == 2 * 50 + 16_000
+    async with make_relay(window=50) as relay:
+        assert relay._loops is not None
+        reader = relay._loops.reader
+        for number in range(20_000):
+            reader._is_repeat(_held(number))
+        assert len(reader._recent) == 2 * 50 + 16_000
 
 
 def _held(number: int) -> Any:
     from rokt_events_async.relay.entries import Held
 
     entry = Entry(0, b"%d" % number, ())
-    return Held(entry, event(), b"%d" % number, False, None, 1, False)
+    return Held(entry, event(), b"%d" % number, False, None, 1)
 
 
 async def test_the_account_of_what_is_passed_over(

@@ -26,7 +26,6 @@ def held(session: str = "s", partition: int = 0) -> Held:
         is_repeated=False,
         trace_parent=None,
         size=100,
-        is_marked=False,
     )
 
 

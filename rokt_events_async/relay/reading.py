@@ -1,0 +1,253 @@
+"""A relay's reader: the only one to add entries to the window."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final
+
+from rokt_events_async._tracking.log import log
+from rokt_events_async.errors import QueueUnavailableError
+from rokt_events_async.relay.entries import Entry, Held, UnreadableEntryError, read_entry
+from rokt_events_async.relay.heart import Heart
+from rokt_events_async.relay.judging import judge_redelivered, judge_unreadable
+from rokt_events_async.relay.link import RETRY_AFTER, Counts, Link, Signals
+from rokt_events_async.relay.queue import EventQueue
+from rokt_events_async.relay.settling import Settler
+from rokt_events_async.relay.turns import Turns
+from rokt_events_async.relay.window import Window
+
+PAGE: Final = 1000
+"""The most entries that are read at once."""
+
+BLOCK: Final = 0.5
+"""Seconds that a read waits for entries."""
+
+_PAGE_BYTES: Final = 4 * 1024 * 1024
+"""About the most bytes of such an exchange."""
+
+_FIRST_PAGE: Final = 125
+"""The first page: how large the events are is not known yet."""
+
+
+class Reader:
+    """Reads the queue into the window.
+
+    Args:
+        resends: True if an event that may have been sent may be sent again.
+    """
+
+    def __init__(
+        self,
+        queue: EventQueue,
+        relay_id: str,
+        window: Window,
+        *,
+        heart: Heart,
+        settler: Settler,
+        counts: Counts,
+        link: Link,
+        signals: Signals,
+        clock: Callable[[], datetime],
+        resends: bool,
+    ) -> None:
+        self._queue = queue
+        self._relay_id = relay_id
+        self._window = window
+        self._heart = heart
+        self._settler = settler
+        self._counts = counts
+        self._link = link
+        self._signals = signals
+        self._clock = clock
+        self._resends = resends
+        self._turns = Turns(window.size)
+        self._page = _FIRST_PAGE
+        self._recent: OrderedDict[bytes, tuple[int, bytes]] = OrderedDict()
+
+    def note_backlog(self) -> None:
+        """Notes what waits in the queue."""
+        waiting = self._heart.backlog.waiting
+        self._turns.note({number: waiting[number] for number in self._heart.share})
+
+    async def run(self) -> None:
+        """Reads until the relay stops."""
+        wait = RETRY_AFTER[0]
+        while not self._signals.stopping.is_set():
+            try:
+                await self._read_once()
+                wait = RETRY_AFTER[0]
+            except QueueUnavailableError as error:
+                self._link.note_failure(error, now=asyncio.get_running_loop().time())
+                self._page = max(1, self._page // 2)  # It may have been too large to come in time.
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, RETRY_AFTER[1])
+
+    async def _read_once(self) -> None:
+        loop = asyncio.get_running_loop()
+        if not await self._wait_for_room():
+            return
+        if self._link.has_lost_entries:
+            self._link.has_lost_entries = False
+            for number in range(self._queue.partitions):
+                await self._fetch_own(number)
+        for number in self._window.hungry():
+            await self._fetch_own(number)
+        if self._heart.gone and loop.time() >= self._link.no_taking_until:
+            await self._take_over()
+        partitions = self._turns.choose(self._heart.share, now=loop.time())
+        if not partitions or not self._window.free:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BLOCK):
+                    await self._signals.stopping.wait()
+            return
+        count = self._page_for(len(partitions))
+        entries = await self._queue.read(
+            self._relay_id, partitions, count=count, wait=0 if self._turns.is_turn else BLOCK
+        )
+        self._link.note_success()
+        self._page = min(PAGE, 2 * self._page)
+        read = dict.fromkeys(partitions, 0)
+        now = loop.time()
+        for entry in entries:
+            read[entry.partition] += 1
+            self._admit(entry, now=now)
+        for number, found in read.items():
+            self._turns.count(number, found)
+        self._signals.due.set()
+
+    def _page_for(self, partitions: int) -> int:
+        """Returns how many entries to ask for of each of so many partitions: what fits, and comes in time."""
+        fitting = min(self._page, self._window.free)
+        if size := self._window.mean_size:
+            fitting = min(fitting, self._window.free_bytes // size, _PAGE_BYTES // size)
+        return max(1, fitting // partitions)
+
+    async def _wait_for_room(self) -> bool:
+        """Returns True if there is room for a page, or for anything at all after a short while."""
+        if self._window.free >= min(PAGE, self._window.size // 10):
+            return True
+        self._signals.room.clear()
+        self._window.flush_if_full(now=asyncio.get_running_loop().time())
+        self._signals.due.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BLOCK / 5):
+                await self._signals.room.wait()
+                return False
+        return self._window.free > 0
+
+    async def _fetch_own(self, partition: int) -> None:
+        """Fetches entries that are pending for this relay and not in its window.
+
+        Passed over, or on their way when a connection was lost, or of a predecessor with the same id.
+        """
+        loop = asyncio.get_running_loop()
+        left: set[str] = set()
+        after = b""
+        while True:
+            if not self._window.free:
+                self._link.has_lost_entries = True
+                return
+            taken = await self._queue.take(
+                self._relay_id,
+                self._relay_id,
+                partition,
+                after=after,
+                count=self._page_for(1),
+                skip=self._settler.is_known,
+            )
+            for entry in taken.entries:
+                held = self._open(entry)
+                if held is None or held.event.session_id in left:
+                    continue
+                if self._window.take_back(held, now=loop.time()):
+                    self._count(held)
+                else:
+                    left.add(held.event.session_id)
+            self._signals.due.set()
+            if not taken.last:
+                self._window.caught_up(partition, left)
+                return
+            after = taken.last
+            if left and partition not in self._window.hungry():
+                return  # What is left waits until its session has room.
+
+    def _count(self, held: Held) -> None:
+        """Counts an entry that is in the window now."""
+        self._counts.read += 1
+        self._counts.redelivered += held.entry.may_have_been_sent
+        self._counts.repeated += held.is_repeated
+
+    async def _take_over(self) -> None:
+        """Takes the entries of relays that have ended, in the partitions of this relay's share."""
+        gone, self._heart.gone = self._heart.gone, ()
+        for owner in gone:
+            taken = sum([await self._take_from(owner, number) for number in self._heart.share])
+            if taken:
+                text = "the relay %s has taken over %d entries of %s, which has ended"
+                log(logging.WARNING, text, self._relay_id, taken, owner)
+            if self._window.free:
+                await self._queue.forget(owner)
+        self._signals.due.set()
+
+    async def _take_from(self, owner: str, partition: int) -> int:
+        """Takes the entries of an ended relay in one partition. Returns how many."""
+        after, count = b"", 0
+        while self._window.free:
+            taken = await self._queue.take(
+                self._relay_id,
+                owner,
+                partition,
+                after=after,
+                count=self._page_for(1),
+                skip=self._settler.is_known,
+            )
+            now = asyncio.get_running_loop().time()
+            for entry in taken.entries:
+                self._admit(entry, now=now, is_late=True)
+            count += len(taken.entries)
+            self._counts.taken_over += len(taken.entries)
+            if not taken.last:
+                break
+            after = taken.last
+        return count
+
+    def _admit(self, entry: Entry, *, now: float, is_late: bool = False) -> None:
+        if self._settler.is_known(entry.partition, entry.id):
+            return  # The server has come back as it was a moment before.
+        held = self._open(entry)
+        if held is not None and self._window.add(held, now=now, is_late=is_late):
+            self._count(held)
+
+    def _open(self, entry: Entry) -> Held | None:
+        """Reads an entry. What must not be sent does not get into the window."""
+        try:
+            held = read_entry(entry)
+        except UnreadableEntryError as error:
+            letter = judge_unreadable(entry, str(error), relay_id=self._relay_id, now=self._clock())
+            self._settler.bury(entry, None, letter)
+            return None
+        if self._is_repeat(held):
+            self._count(held)
+            self._counts.repeats_dropped += 1
+            self._settler.acknowledge(entry, None)
+            return None
+        if entry.may_have_been_sent and not self._resends:
+            self._count(held)
+            self._settler.bury(
+                entry, None, judge_redelivered(held, relay_id=self._relay_id, now=self._clock())
+            )
+            return None
+        return held
+
+    def _is_repeat(self, held: Held) -> bool:
+        """Returns True if its publisher sent it again, and another entry of that publication was read."""
+        here = held.entry.partition, held.entry.id
+        there = self._recent.setdefault(held.publish_id, here)
+        if len(self._recent) > 2 * self._window.size + 16 * PAGE:
+            self._recent.popitem(last=False)
+        return held.is_repeated and there != here
