@@ -10,6 +10,7 @@ import pickle
 import signal
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from hypothesis import settings
 from rokt_events_async import Emitter, RoktEventsError, events
 from rokt_events_async.sandbox import Sandbox
 from tests.samples import SECRET, OpenEmitter, emitter_for
+from tests.servers import QueueServer, need_binary
 from tests.virtual_time import VirtualTimeLoop
 
 pytest_plugins = ["pytester"]
@@ -67,6 +69,49 @@ async def open_emitter() -> AsyncIterator[OpenEmitter]:
     yield open_one
     for emitter in opened:
         await emitter.aclose(timeout=0)
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], QueueServer]]:
+    """Starts a server of an engine when a test first asks for it."""
+    running: dict[str, QueueServer] = {}
+
+    def server_of(engine: str) -> QueueServer:
+        if engine not in running:
+            made = QueueServer(need_binary(engine), tmp_path_factory.mktemp(engine), appendfsync="everysec")
+            made.start()
+            running[engine] = made
+        return running[engine]
+
+    yield server_of
+    for one in running.values():
+        one.kill()
+
+
+@pytest.fixture
+def server(servers: Callable[[str], QueueServer]) -> QueueServer:
+    """A Valkey that is empty."""
+    one = servers("valkey")
+    one.run("FLUSHALL")
+    return one
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Callable[..., QueueServer]]:
+    """Starts servers of the test's own, which it may kill or fill."""
+    running: list[QueueServer] = []
+
+    def start(engine: str = "valkey", **options: str) -> QueueServer:
+        directory = tmp_path / f"server-{len(running)}"
+        directory.mkdir()
+        one = QueueServer(need_binary(engine), directory, **options)
+        one.start()
+        running.append(one)
+        return one
+
+    yield start
+    for one in running:
+        one.kill()
 
 
 @pytest.fixture(autouse=True)

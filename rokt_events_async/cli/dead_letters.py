@@ -23,6 +23,8 @@ from rokt_events_async.relay.letters import event_of, why_not_replay
 from rokt_events_async.relay.queue import EventQueue
 
 _PAGE: Final = 200
+_WIDTH: Final = 240
+"""Characters of a line where the output is no terminal."""
 
 
 @click.group("dead-letters")
@@ -98,7 +100,7 @@ def list_(
             event.session_id if event else "-",
             letter.reason,
         )
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
     console.print(table if letters else "no dead letters")
     if len(letters) == limit:
         console.print(f"the first {limit}; --limit shows more")

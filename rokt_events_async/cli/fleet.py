@@ -34,6 +34,7 @@ _SECONDS: Final = 6.0
 """How long the shop's traffic lasts."""
 
 _HEARTBEAT_TIMEOUT: Final = 3.0
+_SESSIONS: Final = 150
 _PER_SESSION: Final = 20
 _PAUSE: Final = 0.04
 """Seconds between two events of a session."""
@@ -141,7 +142,7 @@ async def _play_fleet(
         ]
         sessions = [
             asyncio.create_task(_session(luck, publishers, shop.accepted, luck.uniform(0, _SECONDS)))
-            for _ in range(150)
+            for _ in range(_SESSIONS)
         ]
         killing = asyncio.create_task(_kill(console, relays[0]))
         await asyncio.gather(*sessions, killing)

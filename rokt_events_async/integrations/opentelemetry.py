@@ -203,7 +203,8 @@ class OpenTelemetryObserver(Observer):
 
         def show(name: str, unit: str, description: str, read: Callable[[RelayStats], float]) -> None:
             def observe(_options: CallbackOptions) -> Iterable[Observation]:
-                yield Observation(read(self._relay), _OPERATION)
+                if self._relay.relays:
+                    yield Observation(read(self._relay), _OPERATION)
 
             meter.create_observable_gauge(f"rokt.{name}", [observe], unit=unit, description=description)
 

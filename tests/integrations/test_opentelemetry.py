@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,13 +25,17 @@ from rokt_events_async import (
     Emitter,
     EventRejectedError,
     Health,
+    Observer,
+    QueueFullError,
     Receipt,
     RetryPolicy,
 )
 from rokt_events_async.errors import ApiError
 from rokt_events_async.integrations.opentelemetry import OpenTelemetryObserver
+from rokt_events_async.relay import Publisher, Relay
+from rokt_events_async.relay.memory import MemoryQueue
 from rokt_events_async.sandbox import Sandbox
-from tests.samples import delivery, event
+from tests.samples import delivery, event, unchecked
 
 
 class Backend:
@@ -364,3 +370,83 @@ async def test_no_payload_and_no_secret(sandbox: Sandbox, backend: Backend) -> N
         shown += repr([dict(point.attributes) for point in backend.points(name)])
     for word in ("rsec-", "session-", "parent-", "order-1"):
         assert word not in shown
+
+
+# A fleet.
+
+
+async def test_a_fleet_is_measured(sandbox: Sandbox) -> None:
+    """What is published, how long that takes, what is refused, and what relays do."""
+    backend = Backend()
+    queue = MemoryQueue(max_entries=2)
+    make = functools.partial(Emitter, sandbox.credentials, endpoint=sandbox.url)
+    async with Publisher(queue, observers=[backend.observer]) as publisher:
+        await publisher.track(event())
+        await publisher.track(unchecked(event_type="SignalUnheardOf"))
+        with pytest.raises(QueueFullError):
+            await publisher.track(event())
+        async with Relay(queue, make, observers=[backend.observer], flush_interval=3) as relay:
+            await asyncio.sleep(2)
+            assert backend.values("rokt.relay.relays", "messaging.system") == {"rokt": 1}
+            while relay.stats.delivered + relay.stats.dead_letters < 2:
+                await asyncio.sleep(0.1)
+
+    assert backend.values("rokt.publisher.published", "messaging.system") == {"rokt": 2}
+    assert backend.values("rokt.publisher.refused", "error.type") == {"QueueFullError": 1}
+    assert backend.points("rokt.publisher.duration")[0].count == 2
+    assert backend.values("rokt.relay.acknowledged", "messaging.system") == {"rokt": 1}
+    assert backend.values("rokt.relay.dead_letters", "rokt.outcome") == {"rejected": 1}
+    assert backend.points("rokt.relay.waiting")[0].value >= 0
+    assert backend.points("rokt.relay.oldest.age")[0].value >= 0
+
+
+async def test_a_trace_goes_through_the_queue(sandbox: Sandbox) -> None:
+    """The relay's request is linked to the handler's span, in another process."""
+    shop, relays = Backend(), Backend()
+    queue = MemoryQueue()
+    make = functools.partial(Emitter, sandbox.credentials, endpoint=sandbox.url, observers=[relays.observer])
+    async with Publisher(queue, observers=[shop.observer]) as publisher:
+        with shop.tracer().start_as_current_span("checkout") as span:
+            await publisher.track(event())
+        await publisher.track(event("other"))
+    async with Relay(queue, make, observers=[relays.observer], flush_interval=0) as relay:
+        while relay.stats.acknowledged < 2:
+            await asyncio.sleep(0.1)
+
+    links = [link.context for one in relays.spans() for link in one.links]
+    (linked,) = [one for one in links if one.is_valid]
+    assert linked.trace_id == span.get_span_context().trace_id
+    assert linked.span_id == span.get_span_context().span_id
+    assert linked.is_remote
+
+
+async def test_an_observer_whose_traces_raise(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged once, and the events go on."""
+
+    class Raising(Observer):
+        def trace_parent(self) -> str | None:
+            raise ZeroDivisionError
+
+        def in_trace(self, trace_parent: str) -> contextvars.Context | None:
+            raise ZeroDivisionError
+
+    class Fixed(Observer):
+        def trace_parent(self) -> str | None:
+            return "00-1-2-01"
+
+        def in_trace(self, trace_parent: str) -> contextvars.Context | None:
+            return None
+
+    queue = MemoryQueue()
+    make = functools.partial(Emitter, sandbox.credentials, endpoint=sandbox.url)
+    async with Publisher(queue, observers=[Raising(), Fixed()]) as publisher:
+        await publisher.track(event())
+        await publisher.track(event())
+    async with Relay(queue, make, observers=[Raising(), Fixed()], flush_interval=0) as relay:
+        while relay.stats.acknowledged < 2:
+            await asyncio.sleep(0.1)
+
+    assert caplog.text.count("trace_parent raised") == 1
+    assert caplog.text.count("in_trace raised") == 1
+    assert Observer().trace_parent() is None
+    assert Observer().in_trace("x") is None

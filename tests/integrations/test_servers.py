@@ -21,6 +21,7 @@ import pytest
 
 from rokt_events_async.sandbox import Sandbox
 from tests.samples import missing
+from tests.servers import QueueServer
 from tests.test_readme import block_with
 
 FASTAPI = block_with("from fastapi import FastAPI")
@@ -279,3 +280,42 @@ def test_a_killed_worker_loses_nothing_with_a_journal(
 
     assert len(tracked) >= 3 * BEFORE
     assert tracked - {event["parentGuid"] for event in rokt_sandbox.events} == set()
+
+
+RELAY = ["-m", "rokt_events_async.cli", "relay", "--heartbeat-timeout", "2", "--flush-interval", "0.2"]
+
+
+def test_gunicorn_with_a_queue(
+    own_server: Callable[..., QueueServer],
+    serve: Callable[[str, list[str]], Server],
+    rokt_sandbox: Sandbox,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Four workers, one is killed, then SIGTERM under load: every event that a handler accepted arrives."""
+    monkeypatch.setenv("ROKT_QUEUE_URL", own_server().url)
+    command = [*GUNICORN, "shop:app", "--worker-class", "uvicorn_worker.UvicornWorker", "--workers", "4"]
+    server = serve(FASTAPI, command)
+
+    def kill() -> None:
+        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+
+    tracked = asyncio.run(load_through(server, kill=kill))
+    more = asyncio.run(load(server, paths=["viewed"]))
+    server.process.communicate(timeout=TIMEOUT)
+    assert not rokt_sandbox.events
+
+    relay = subprocess.Popen([sys.executable, *RELAY], stderr=subprocess.PIPE, text=True)
+    try:
+        until = time.monotonic() + TIMEOUT
+        expected = {f"{guid}" for guid in (*tracked, *more)}
+        while time.monotonic() < until and expected - {one["parentGuid"] for one in rokt_sandbox.events}:
+            time.sleep(0.05)
+    finally:
+        relay.send_signal(signal.SIGTERM)
+        _, told = relay.communicate(timeout=TIMEOUT)
+
+    assert len(tracked) >= 3 * BEFORE
+    assert expected - {one["parentGuid"] for one in rokt_sandbox.events} == set()
+    assert relay.returncode == 0, told
+    assert "events delivered" in told

@@ -210,11 +210,11 @@ async def coroutine() -> None: ...
 async def test_what_makes_no_emitter(make: Any) -> None:
     """Said when the application starts, and no coroutine is left unawaited."""
     with pytest.raises(
-        InvalidSettingError, match=r"make must return an Emitter.*, got a (coroutine|NoneType)"
+        InvalidSettingError, match=r"make must return a tracker.*, got a (coroutine|NoneType)"
     ):
         async with emitter_lifespan(make)(FastAPI()):
             pass
-    with pytest.raises(InvalidSettingError, match="make must return an Emitter"):
+    with pytest.raises(InvalidSettingError, match="make must return a tracker"):
         await anext(emitter_context(make)(web.Application()))
 
 
@@ -222,7 +222,7 @@ async def test_what_makes_no_emitter(make: Any) -> None:
 def test_an_emitter_is_not_what_makes_one(integrate: Any) -> None:
     """It could be started but once."""
     emitter = Emitter(Sandbox().credentials)
-    with pytest.raises(InvalidSettingError, match=r"callable and return an Emitter.*got <Emitter new"):
+    with pytest.raises(InvalidSettingError, match=r"callable and return a tracker.*got <Emitter new"):
         integrate(emitter)
 
 
