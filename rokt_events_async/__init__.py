@@ -15,6 +15,7 @@ from rokt_events_async.errors import (
     QueueFullError,
     QueueRefusedError,
     QueueUnavailableError,
+    RelayStoppedError,
     RoktEventsError,
     WrongContextError,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "QueueRefusedError",
     "QueueUnavailableError",
     "Receipt",
+    "RelayStoppedError",
     "RequestReport",
     "RetryPolicy",
     "RetryReport",

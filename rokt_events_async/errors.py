@@ -12,6 +12,7 @@ RoktEventsError
 │   ├── QueueRefusedError                    the queue refuses: wrong password, evicting policy, other format
 │   ├── EmitterNotStartedError (RuntimeError)  used before `start()`
 │   └── EmitterClosedError   (RuntimeError)  used after `aclose()`
+├── RelayStoppedError                        a relay has stopped by itself
 ├── WrongContextError        (RuntimeError)  used in another loop, thread or process
 ├── DeliveryDeferredError                    an accepted event was handed over to the journal; see `outcomes`
 └── DeliveryError                            an accepted event was not delivered; see `outcomes`
@@ -139,3 +140,7 @@ class EmitterClosedError(NotAcceptedError, RuntimeError):
 
 class WrongContextError(RoktEventsError, RuntimeError):
     """The emitter was started in another event loop, thread or process than it is used in."""
+
+
+class RelayStoppedError(RoktEventsError):
+    """The relay has stopped by itself, and says why. What it had read stays in the queue."""

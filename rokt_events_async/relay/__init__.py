@@ -12,8 +12,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from rokt_events_async.emitter import Emitter
+from rokt_events_async.errors import RelayStoppedError
 from rokt_events_async.outcomes import DeadLetter, PublisherStats, PublishReceipt, RelayHealth, RelayStats
-from rokt_events_async.relay.heart import RelayStoppedError
 from rokt_events_async.relay.publisher import Publisher
 from rokt_events_async.relay.queue import EventQueue
 from rokt_events_async.relay.relay import Relay

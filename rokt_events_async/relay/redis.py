@@ -185,7 +185,7 @@ class RedisQueue:
             raise InvalidSettingError(
                 f"namespace must be a non-empty string without braces and spaces, got {namespace!r}"
             )
-        self.partitions = check_count("partitions", partitions, at_most=1024)
+        self.partitions: int = check_count("partitions", partitions, at_most=1024)
         self._timeout = check_number("timeout", timeout, at_least=0, above=True)
         self._where = _describe(options)
         self._pool = redis_connection.ConnectionPool(

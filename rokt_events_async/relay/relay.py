@@ -42,17 +42,18 @@ from rokt_events_async.errors import (
     InvalidSettingError,
     NotAcceptedError,
     QueueUnavailableError,
+    RelayStoppedError,
     RoktEventsError,
 )
 from rokt_events_async.observers import LoggingObserver, Observer
 from rokt_events_async.outcomes import Health, RelayHealth, RelayState, RelayStats
-from rokt_events_async.relay.heart import Heart, Keeping, RelayStoppedError
-from rokt_events_async.relay.link import RETRY_AFTER, Counts, Link, Signals
+from rokt_events_async.relay._heart import Heart, Keeping
+from rokt_events_async.relay._link import RETRY_AFTER, Counts, Link, Signals
+from rokt_events_async.relay._reading import BLOCK, PAGE, Reader
+from rokt_events_async.relay._sending import Sender
+from rokt_events_async.relay._settling import Settler
+from rokt_events_async.relay._window import Window
 from rokt_events_async.relay.queue import EventQueue
-from rokt_events_async.relay.reading import BLOCK, PAGE, Reader
-from rokt_events_async.relay.sending import Sender
-from rokt_events_async.relay.settling import Settler
-from rokt_events_async.relay.window import Window
 from rokt_events_async.settings import MAX_BATCH_SIZE, RetryPolicy, check_count, check_number
 
 _MIB: Final = 1024 * 1024
@@ -143,7 +144,7 @@ class Relay:
             )
         if not callable(make_emitter):
             raise InvalidSettingError(f"make_emitter must be callable, as Emitter is, got {make_emitter!r}")
-        self.relay_id = _check_id(relay_id)
+        self.relay_id: str = _check_id(relay_id)
         self._queue = queue
         self._make_emitter = make_emitter
         self._linger = check_number("flush_interval", flush_interval, at_least=0)

@@ -28,6 +28,9 @@ from rokt_events_async import (
 )
 from rokt_events_async._protocol.encoding import encode
 from rokt_events_async.outcomes import DeadLetter, LastError, RelayHealth, RelayStats
+from rokt_events_async.relay._judging import judge, judge_invalid
+from rokt_events_async.relay._shares import share_of
+from rokt_events_async.relay._turns import Turns
 from rokt_events_async.relay.entries import (
     Entry,
     Held,
@@ -36,11 +39,8 @@ from rokt_events_async.relay.entries import (
     partition_of,
     read_entry,
 )
-from rokt_events_async.relay.judging import judge, judge_invalid
 from rokt_events_async.relay.letters import event_of, why_not_replay
 from rokt_events_async.relay.metrics import as_prometheus
-from rokt_events_async.relay.shares import share_of
-from rokt_events_async.relay.turns import Turns
 from tests.samples import NOW, event
 
 # Entries.

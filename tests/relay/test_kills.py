@@ -1,4 +1,4 @@
-"""Relays and their queue's server are killed for a while; `python -m tests.fleet_kills` goes on for longer."""
+"""Relays and their queue's server are killed for a while; `tests.fleet_kills` is the long form."""
 
 from __future__ import annotations
 

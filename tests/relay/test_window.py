@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from rokt_events_async.relay._window import Window
 from rokt_events_async.relay.entries import Entry, Held
-from rokt_events_async.relay.window import Window
 from tests.samples import event
 
 _ids = itertools.count(1)

@@ -12,19 +12,15 @@ from typing import Any, Final
 import attrs
 
 from rokt_events_async._tracking.log import log
-from rokt_events_async.errors import QueueUnavailableError, RoktEventsError
-from rokt_events_async.relay.link import Counts, Link, Signals
+from rokt_events_async.errors import QueueUnavailableError, RelayStoppedError
+from rokt_events_async.relay._link import Counts, Link, Signals
+from rokt_events_async.relay._shares import share_of
 from rokt_events_async.relay.queue import Backlog, EventQueue
-from rokt_events_async.relay.shares import share_of
 
 _PREDECESSOR: Final = 30.0
 """Seconds that the heartbeat of a predecessor with the same id may live on, whatever its time-out was."""
 
 _TRIM_EVERY: Final = 60.0
-
-
-class RelayStoppedError(RoktEventsError):
-    """The relay has stopped by itself, and says why. What it had read stays in the queue."""
 
 
 @attrs.frozen

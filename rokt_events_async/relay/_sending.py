@@ -12,15 +12,15 @@ from typing import Final
 
 from rokt_events_async._tracking.hooks import Hooks
 from rokt_events_async.emitter import Emitter
-from rokt_events_async.errors import EmitterClosedError, InvalidEventError, QueueFullError
+from rokt_events_async.errors import EmitterClosedError, InvalidEventError, QueueFullError, RelayStoppedError
 from rokt_events_async.outcomes import DeadLetter, Receipt
+from rokt_events_async.relay._heart import Heart
+from rokt_events_async.relay._judging import judge, judge_invalid
+from rokt_events_async.relay._link import Counts, Link, Signals
+from rokt_events_async.relay._settling import Settler
+from rokt_events_async.relay._window import Window
 from rokt_events_async.relay.entries import Entry, Held
-from rokt_events_async.relay.heart import Heart, RelayStoppedError
-from rokt_events_async.relay.judging import judge, judge_invalid
-from rokt_events_async.relay.link import Counts, Link, Signals
 from rokt_events_async.relay.queue import EventQueue
-from rokt_events_async.relay.settling import Settler
-from rokt_events_async.relay.window import Window
 
 _PAGE: Final = 1000
 """The most entries that are marked at once."""

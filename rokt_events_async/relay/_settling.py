@@ -8,10 +8,10 @@ from typing import Final
 
 from rokt_events_async._tracking.hooks import Hooks
 from rokt_events_async.outcomes import DeadLetter
+from rokt_events_async.relay._link import Counts, Link, Signals
+from rokt_events_async.relay._window import Window
 from rokt_events_async.relay.entries import Entry, Held
-from rokt_events_async.relay.link import Counts, Link, Signals
 from rokt_events_async.relay.queue import EventQueue
-from rokt_events_async.relay.window import Window
 
 _EVERY: Final = 0.01
 """Seconds in which outcomes gather."""

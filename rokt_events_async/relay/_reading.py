@@ -12,14 +12,14 @@ from typing import Final
 
 from rokt_events_async._tracking.log import log
 from rokt_events_async.errors import QueueUnavailableError
+from rokt_events_async.relay._heart import Heart
+from rokt_events_async.relay._judging import judge_redelivered, judge_unreadable
+from rokt_events_async.relay._link import RETRY_AFTER, Counts, Link, Signals
+from rokt_events_async.relay._settling import Settler
+from rokt_events_async.relay._turns import Turns
+from rokt_events_async.relay._window import Window
 from rokt_events_async.relay.entries import Entry, Held, UnreadableEntryError, read_entry
-from rokt_events_async.relay.heart import Heart
-from rokt_events_async.relay.judging import judge_redelivered, judge_unreadable
-from rokt_events_async.relay.link import RETRY_AFTER, Counts, Link, Signals
 from rokt_events_async.relay.queue import EventQueue
-from rokt_events_async.relay.settling import Settler
-from rokt_events_async.relay.turns import Turns
-from rokt_events_async.relay.window import Window
 
 PAGE: Final = 1000
 """The most entries that are read at once."""
