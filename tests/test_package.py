@@ -45,7 +45,7 @@ def test_every_exception_is_the_librarys() -> None:
         if isinstance(value, type) and issubclass(value, Exception)
     ]
 
-    assert len(errors) == 16
+    assert len(errors) == 20
     assert all(issubclass(error, RoktEventsError) for error in errors)
 
 
@@ -65,7 +65,8 @@ def test_importing_it_brings_neither_sandbox_nor_command_line() -> None:
     """An application in production pays for neither."""
     script = (
         "import sys, rokt_events_async; "
-        "print([name for name in ('rokt_events_async.sandbox', 'rich', 'click') if name in sys.modules])"
+        "print([name for name in ('rokt_events_async.sandbox', 'rich', 'click', 'redis') "
+        "if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
@@ -80,6 +81,33 @@ def test_without_the_extra_the_command_line_says_what_it_needs(script: str) -> N
 
     assert found.returncode == 1
     assert found.stderr == "rokt-events: the command line needs click: pip install 'rokt_events_async[cli]'\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("from rokt_events_async.relay import RedisQueue", "ModuleNotFoundError: RedisQueue needs redis: "),
+        (
+            "from rokt_events_async.cli import main; main(['relay', '--queue', 'redis://h'])",
+            "rokt-events: RedisQueue needs redis: ",
+        ),
+    ],
+)
+def test_without_the_extra_a_queue_says_what_it_needs(script: str, message: str) -> None:
+    """One line with the command."""
+    hide = "import sys; sys.modules['redis.asyncio'] = sys.modules['redis'] = None; "
+    found = subprocess.run([sys.executable, "-c", hide + script], capture_output=True, text=True, check=False)
+
+    assert found.returncode
+    last = found.stderr.strip().splitlines()[-1]
+    assert last.startswith(message)
+    assert last.endswith("pip install 'rokt_events_async[redis]'")
+
+
+def test_the_relay_has_no_other_names() -> None:
+    """A wrong one is an AttributeError, as usual."""
+    with pytest.raises(AttributeError, match="no attribute 'RediQueue'"):
+        getattr(rokt_events_async.relay, "RediQueue")  # noqa: B009 -- mypy would refuse it
 
 
 def test_nothing_of_this_machine_is_committed() -> None:

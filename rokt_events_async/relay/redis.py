@@ -33,7 +33,8 @@ try:
     from redis.credentials import CredentialProvider
 except ModuleNotFoundError as _missing:  # pragma: no cover -- a test runs it in a process without the extra
     raise ModuleNotFoundError(
-        f"RedisQueue needs {_missing.name}: pip install 'rokt_events_async[redis]'", name=_missing.name
+        f"RedisQueue needs {str(_missing.name).partition('.')[0]}: pip install 'rokt_events_async[redis]'",
+        name=_missing.name,
     ) from None
 from redis.exceptions import (
     AuthenticationError,
