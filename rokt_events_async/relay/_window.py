@@ -244,8 +244,7 @@ class Window:
             self.waiting -= count
             session.due_at = now + self._linger
             self._arrange(session, now=now)
-            if batch:
-                batches.append(batch)
+            batches.append(batch)
         return batches
 
     def finish(self, held: Held, *, now: float) -> None:

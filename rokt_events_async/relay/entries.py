@@ -14,7 +14,6 @@ Fields that a reader does not know are ignored. A reader of format N reads N - 1
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
 from typing import Final
 
 import attrs
@@ -140,13 +139,3 @@ def read_entry(entry: Entry) -> Held:
 
 
 _SHOWN: Final = 64
-
-
-def session_in(fields: Iterable[bytes]) -> str | None:
-    """Returns the session of an entry's event, `None` if it cannot be read."""
-    flat = tuple(fields)
-    wire = dict(zip(flat[::2], flat[1::2], strict=False)).get(b"e", b"")
-    try:
-        return decode(wire).session_id
-    except InvalidEventError:
-        return None

@@ -239,10 +239,10 @@ class Publisher:
             self._closing = asyncio.create_task(self._close(seconds), name="rokt-events-publisher-close")
         try:
             await asyncio.shield(self._closing)
-        except asyncio.CancelledError:  # The waiting ends; every caller is told.
-            self._closing.cancel()
-            await asyncio.wait([self._closing])
-            raise
+        finally:
+            if not self._closing.done():  # Cancelled: the waiting ends, and every caller is told.
+                self._closing.cancel()
+                await asyncio.wait([self._closing])
         return self.stats
 
     async def _close(self, seconds: float) -> None:
@@ -416,17 +416,13 @@ class Publisher:
             wait = min(2 * wait, _WAITS[1], self._timeout / 4)
 
     def _next_batch(self) -> list[_Publication]:
-        """Returns the next events, without those whose callers wait no more and those whose time is over."""
-        assert self._home.loop is not None, "the writer runs"
-        now = self._home.loop.time()
+        """Returns the next events, without those whose callers wait no more."""
         batch: list[_Publication] = []
         while self._waiting and len(batch) < _BATCH:
             publication = self._waiting.popleft()
             if publication.future.cancelled():
                 self._leave(publication)
                 self._count_refusal(publication)
-            elif publication.deadline <= now:
-                self._refuse(publication, self._overdue_error(publication))
             else:
                 batch.append(publication)
         return batch

@@ -409,8 +409,7 @@ class Relay:
         return self._state in ("closing", "closed")
 
     def _set_state(self, state: Literal["open", "closing", "closed"]) -> None:
-        if state != self._state:
-            self._state, self._since = state, self._clock()
+        self._state, self._since = state, self._clock()
 
     # Loops.
 
@@ -486,8 +485,8 @@ class Relay:
         }
 
     def _on_beat(self) -> None:
-        if self._loops is not None:
-            self._loops.reader.note_backlog()
+        assert self._loops is not None, "the relay beats"
+        self._loops.reader.note_backlog()
         self._tell()
 
     def _tell(self) -> None:

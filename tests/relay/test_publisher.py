@@ -64,6 +64,8 @@ class FaultyQueue(MemoryQueue):
                 entry.tries += 1
             await asyncio.sleep(timeout)
             raise QueueUnavailableError("no answer")
+        if fault == "slow":
+            await asyncio.sleep(0.5)
         if fault == "not yet":
             for entry in entries:
                 entry.tries += 1
@@ -325,15 +327,73 @@ async def test_starting_and_closing_in_any_order(queue: FaultyQueue) -> None:
     unused.__exit__()
 
 
+class SlowQueue(FaultyQueue):
+    async def open_publisher(self, *, require_durable: bool) -> Findings:
+        await asyncio.sleep(1)
+        return Findings()
+
+
+async def test_two_starts_and_two_closes_at_once() -> None:
+    """Each pair is one."""
+    publisher = Publisher(SlowQueue())
+    await asyncio.gather(publisher.start(), publisher.start())
+    caller = asyncio.create_task(publisher.track(event()))
+    await asyncio.sleep(0)
+    stats = await asyncio.gather(publisher.aclose(), publisher.aclose())
+
+    assert [one.accepted for one in stats] == [1, 1]
+    assert caller.done()
+
+
+async def test_events_whose_time_is_over_behind_a_batch(queue: FaultyQueue) -> None:
+    """They are refused, and what comes later is published."""
+    queue.faults = ["hangs", None]
+    async with Publisher(queue, publish_timeout=1) as publisher:
+        first = asyncio.create_task(publisher.track(event()))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(publisher.track(event())) for _ in range(3)]
+        await asyncio.sleep(0.5)
+        late = asyncio.create_task(publisher.track(event()))
+        others[0].cancel()
+        await asyncio.wait([first, *others, late])
+
+    assert isinstance(late.result(), PublishReceipt)
+    assert publisher.stats.refused == 3
+
+
+async def test_a_caller_that_is_cancelled_in_line(queue: FaultyQueue) -> None:
+    """Its event is not sent."""
+    queue.faults = ["slow"]
+    async with Publisher(queue) as publisher:
+        first = asyncio.create_task(publisher.track(event()))
+        await asyncio.sleep(0.1)
+        second = asyncio.create_task(publisher.track(event()))
+        await asyncio.sleep(0.1)
+        second.cancel()
+        await first
+
+    assert await published(queue) == [first.result().event.parent_guid]
+    assert (publisher.stats.accepted, publisher.stats.refused) == (1, 1)
+
+
+async def test_a_caller_that_is_cancelled_too_late(queue: FaultyQueue) -> None:
+    """Its event is in the queue all the same."""
+    queue.faults = ["slow"]
+    async with Publisher(queue) as publisher:
+        caller = asyncio.create_task(publisher.track(event()))
+        await asyncio.sleep(0.1)
+        caller.cancel()
+        await asyncio.sleep(1)
+
+    assert publisher.stats.accepted == 1
+    assert len(await published(queue)) == 1
+
+
 async def test_a_close_while_it_is_being_started() -> None:
     """The start says that it came too late."""
 
-    class Slow(FaultyQueue):
-        async def open_publisher(self, *, require_durable: bool) -> Findings:
-            await asyncio.sleep(1)
-            return Findings()
-
-    publisher = Publisher(Slow())
+    publisher = Publisher(SlowQueue())
     starting = asyncio.create_task(publisher.start())
     await asyncio.sleep(0.5)
     await publisher.aclose()

@@ -196,6 +196,50 @@ async def test_a_server_that_serves_later(server: QueueServer, monkeypatch: pyte
             await queue._make_groups()
 
 
+async def test_a_server_that_became_a_replica(own_server: StartServer) -> None:
+    """It passes: the name will lead to the new primary, which is looked up again."""
+    server = own_server()
+    async with queue_to(server.url) as queue:
+        await queue.open_relay(heartbeat_timeout=1)
+        server.run("REPLICAOF", "127.0.0.1", "1")
+        (refused,) = await queue.publish([new_entry()], timeout=5)
+        assert isinstance(refused, QueueUnavailableError)
+        with pytest.raises(QueueUnavailableError, match="read only replica"):
+            await queue.beat("a", "n", {}, timeout=5)
+        server.run("REPLICAOF", "NO", "ONE")
+        assert isinstance((await queue.publish([new_entry()], timeout=5))[0], str)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("the handler is closed", QueueUnavailableError), ("something else", RuntimeError)],
+)
+async def test_what_uvloop_raises_for_a_broken_connection(
+    server: QueueServer, monkeypatch: pytest.MonkeyPatch, text: str, expected: type[Exception]
+) -> None:
+    """It means what other loops say with an OSError; other faults are faults."""
+    async with queue_to(server.url) as queue:
+
+        async def broken() -> Any:
+            raise RuntimeError(text)
+
+        monkeypatch.setattr(queue._pool, "get_connection", broken)
+        with pytest.raises(expected):
+            await queue.backlog()
+
+
+async def test_streams_that_are_flushed_away_between(server: QueueServer) -> None:
+    """Also another call makes them again, and can be repeated."""
+    async with queue_to(server.url) as queue:
+        await queue.open_relay(heartbeat_timeout=1)
+        await queue.publish([new_entry()], timeout=5)
+        entries = await read(queue)
+        server.run("FLUSHALL")
+        with pytest.raises(QueueUnavailableError, match="NOGROUP"):
+            await queue.mark("a", entries)
+        assert await queue.mark("a", entries) == set()
+
+
 async def test_streams_that_are_flushed_away(server: QueueServer) -> None:
     """A relay makes them again."""
     async with queue_to(server.url) as queue:

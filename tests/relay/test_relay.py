@@ -218,6 +218,23 @@ async def test_what_may_have_been_sent_is_not_sent_again(
     assert len(sandbox.events) == 6
 
 
+async def test_more_entries_than_the_window_holds(
+    queue: MemoryQueue, sandbox: Sandbox, make_relay: MakeRelay
+) -> None:
+    """Of an ended relay, of a predecessor, and while Rokt is away: they are taken as room comes free."""
+    await publish(queue, *[event(f"s{number}") for number in range(150)])
+    async with dead_relay(queue, marked=0):
+        await queue.beat("one", "n", {}, timeout=2)
+        await publish(queue, *[event(f"t{number}") for number in range(150)])
+        await queue.read("one", range(16), count=1000, wait=1)
+        sandbox.fail_next(*[503] * 60)
+        async with make_relay(window=60, relay_id="one") as relay:
+            await eventually(lambda: relay.stats.acknowledged == 300)
+
+    assert relay.stats.taken_over == 150
+    assert len(sandbox.events) == 300
+
+
 async def test_relays_share_the_partitions(
     queue: MemoryQueue, sandbox: Sandbox, make_relay: MakeRelay
 ) -> None:
@@ -706,6 +723,58 @@ async def test_an_emitter_that_something_else_closes(
     with pytest.raises(RelayStoppedError, match="was closed by something else"):
         await lives_until_closed(relay)
     assert await left(queue) == 1
+
+
+async def test_an_emitter_that_was_closed_before_the_relay(
+    queue: MemoryQueue, sandbox: Sandbox, make_relay: MakeRelay
+) -> None:
+    """What the relay holds stays in the queue."""
+    made: list[Emitter] = []
+
+    def make(**settings: Any) -> Emitter:
+        made.append(Emitter(sandbox.credentials, endpoint=sandbox.url, **settings))
+        return made[0]
+
+    await publish(queue, event())
+    async with make_relay(make, flush_interval=1000, close_timeout=1) as relay:
+        await eventually(lambda: relay.stats.held == 1)
+        await made[0].aclose()
+
+    assert await left(queue) == 1
+    assert not any(one.is_marked for place in queue._partitions for one in place.pending.values())
+
+
+async def test_an_observer_that_cancels_deliveries(
+    queue: MemoryQueue, sandbox: Sandbox, make_relay: MakeRelay
+) -> None:
+    """The outcome is not known then: a dead letter, and nothing is sent twice."""
+
+    class Canceller(Observer):
+        def on_accepted(self, delivery: Any) -> None:
+            delivery.cancel()
+
+    await publish(queue, event())
+    make = functools.partial(Emitter, sandbox.credentials, endpoint=sandbox.url, observers=[Canceller()])
+    async with make_relay(make) as relay:
+        await eventually(lambda: relay.stats.dead_letters == 1)
+
+    (letter,) = await queue.dead_letters()
+    assert (letter.outcome, letter.cause) == ("unconfirmed", "unknown")
+    assert len(sandbox.events) == 1
+
+
+async def test_a_stop_after_a_lost_answer(
+    queue: MemoryQueue, sandbox: Sandbox, make_relay: MakeRelay
+) -> None:
+    """The event may have been sent: its entry stays, and stays marked."""
+    sandbox.fail_next(*["504-processed"] * 100)
+    await publish(queue, event())
+    async with make_relay(flush_interval=0, close_timeout=0):
+        await eventually(lambda: sandbox.count >= 1)
+        await asyncio.sleep(0.5)
+
+    assert await left(queue) == 1
+    assert all(one.is_marked for place in queue._partitions for one in place.pending.values())
 
 
 async def test_the_emitter_has_settings_that_fit(sandbox: Sandbox, make_relay: MakeRelay) -> None:
