@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import attrs
 import click
 import redis.asyncio
 from rich.console import Console
@@ -38,7 +39,7 @@ from benchmarks.measure import (
 )
 from benchmarks.sink import Sink, sink
 from benchmarks.throughput import by_emitter
-from rokt_events_async import Emitter, NotAcceptedError
+from rokt_events_async import Emitter, NotAcceptedError, Observer
 from rokt_events_async._protocol.encoding import encode
 from rokt_events_async.relay import Publisher, RedisQueue, Relay
 from rokt_events_async.relay.entries import NewEntry, partition_of
@@ -47,6 +48,8 @@ from tests.servers import QueueServer, need_binary
 HANDLERS = 100
 SPREAD_RATE = 500
 PUBLISHERS = 4
+WINDOW = 20_000
+BAD = "bad-session"
 
 
 @contextlib.contextmanager
@@ -325,6 +328,54 @@ def measure_kill(console: Console) -> dict[str, Any]:
     return {"after_heartbeat_timeout": Spread.of(taken)}
 
 
+class _Latency(Observer):
+    """How long events take from their time to their delivery."""
+
+    def __init__(self) -> None:
+        self.taken: list[float] = []
+
+    def on_delivered(self, delivery: Any, receipt: Any) -> None:
+        self.taken.append((datetime.now(UTC) - delivery.event.event_time).total_seconds())
+
+
+async def _beside(at: QueueServer, to: Sink, failing: int, seconds: float) -> list[float]:
+    """Returns how long events took beside so many of a session that always fails, in order."""
+    await flush_all(at.url)
+    queue = RedisQueue(at.url)
+    await queue.open_relay(heartbeat_timeout=15)
+    partition = partition_of(BAD, queue.partitions)
+    for begin in range(0, failing, 1000):
+        bad = [
+            attrs.evolve(make(1, number), session_id=BAD).stamped(datetime.now(UTC))
+            for number in range(begin, min(failing, begin + 1000))
+        ]
+        await queue.publish([NewEntry(partition, b"bad", encode(one)) for one in bad], timeout=60)
+    await queue.aclose()
+    latency = _Latency()
+    make_emitter = functools.partial(Emitter, CREDENTIALS, endpoint=to.url, observers=[latency])
+    one = Relay(RedisQueue(at.url), make_emitter, observers=[], window=WINDOW, close_timeout=0)
+    async with one:
+        await asyncio.sleep(3 if failing else 0.5)
+        await shop(at.url, seconds, 1)
+        await asyncio.sleep(3)
+    return sorted(latency.taken)
+
+
+def measure_failing(console: Console, seconds: float) -> dict[str, Any]:
+    found = {}
+    with server() as at, sink(bad=BAD.encode()) as to:
+        for failing in (0, WINDOW):
+            taken = asyncio.run(_beside(at, to, failing, seconds))
+            found[failing] = percentile(taken, 500), percentile(taken, 990)
+            console.print(
+                f"beside {failing:,} entries of a session that always fails: {len(taken):,} events, "
+                f"median {found[failing][0]:.3f} s, p99 {found[failing][1]:.3f} s after they were tracked"
+            )
+    ratio = found[WINDOW][0] / found[0][0], found[WINDOW][1] / found[0][1]
+    console.print(f"ratio: median {ratio[0]:.2f}, p99 {ratio[1]:.2f}")
+    return {"ratio_of_medians": ratio[0], "ratio_of_p99": ratio[1]}
+
+
 async def _outage_of_server(at: QueueServer, to: Sink, seconds: float) -> dict[str, Any]:
     await flush_all(at.url)
     before = to.counts().events
@@ -387,7 +438,7 @@ def measure_outage(console: Console, seconds: float) -> dict[str, Any]:
     "--seconds", default=1.0, show_default=True, help="About how long each contestant runs a round."
 )
 @click.option("--backlog", default=1_000_000, show_default=True, help="Events of the deep backlog.")
-@click.option("--only", help="One part: publisher, relay, backlog, spread, kill, outage.")
+@click.option("--only", help="One part: publisher, relay, backlog, spread, kill, failing, outage.")
 @click.option("--quick", is_flag=True, help="A short form that writes no results.")
 def main(rounds: int, seconds: float, backlog: int, only: str | None, quick: bool) -> None:  # noqa: FBT001 -- by click
     """Measures the fleet."""
@@ -401,6 +452,7 @@ def main(rounds: int, seconds: float, backlog: int, only: str | None, quick: boo
         "backlog": lambda: measure_backlog(console, backlog),
         "spread": lambda: measure_spread(console, 4 if quick else 20),
         "kill": lambda: measure_kill(console),
+        "failing": lambda: measure_failing(console, 2 if quick else 10),
         "outage": lambda: measure_outage(console, 3 if quick else 20),
     }
     results = {name: part() for name, part in parts.items() if only in (None, name)}

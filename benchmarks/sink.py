@@ -32,7 +32,10 @@ class Counts:
 
 
 class _Answering(asyncio.Protocol):
-    def __init__(self, counts: Counts, failing: float, luck: random.Random, latency: float) -> None:
+    def __init__(
+        self, counts: Counts, failing: float, luck: random.Random, latency: float, bad: bytes
+    ) -> None:
+        self._bad = bad
         self._counts = counts
         self._failing = failing
         self._luck = luck
@@ -58,6 +61,9 @@ class _Answering(asyncio.Protocol):
     def _answer(self, body: bytes, *, is_of_the_api: bool) -> None:
         count = body.count(MARK)
         self._counts.requests += 1
+        if self._bad and self._bad in body:
+            self._transport.write(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n")
+            return
         if self._failing and self._luck.random() < self._failing:
             self._transport.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
             return
@@ -76,11 +82,11 @@ class _Answering(asyncio.Protocol):
             self._transport.write(whole)
 
 
-async def _serve(pipe: Connection, failing: float, latency: float) -> None:
+async def _serve(pipe: Connection, failing: float, latency: float, bad: bytes) -> None:
     counts, luck = Counts(), random.Random(1)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
-        lambda: _Answering(counts, failing, luck, latency), "127.0.0.1", 0, backlog=1024
+        lambda: _Answering(counts, failing, luck, latency, bad), "127.0.0.1", 0, backlog=1024
     )
     asked: asyncio.Event = asyncio.Event()
     loop.add_reader(pipe.fileno(), asked.set)
@@ -95,13 +101,13 @@ async def _serve(pipe: Connection, failing: float, latency: float) -> None:
             pipe.send((counts.requests, counts.events, counts.cpu))
 
 
-def _run(pipe: Connection, failing: float, latency: float) -> None:
+def _run(pipe: Connection, failing: float, latency: float, bad: bytes) -> None:
     try:
         import uvloop  # noqa: PLC0415 -- the faster, the less it is in the way
     except ImportError:
-        asyncio.run(_serve(pipe, failing, latency))
+        asyncio.run(_serve(pipe, failing, latency, bad))
     else:
-        uvloop.run(_serve(pipe, failing, latency))
+        uvloop.run(_serve(pipe, failing, latency, bad))
 
 
 class Sink:
@@ -119,16 +125,17 @@ class Sink:
 
 
 @contextmanager
-def sink(failing: float = 0.0, latency: float = 0.0) -> Iterator[Sink]:
+def sink(failing: float = 0.0, latency: float = 0.0, bad: bytes = b"") -> Iterator[Sink]:
     """Starts one, and stops it at the end.
 
     Args:
         failing: How many of all requests are answered 503.
         latency: Seconds before each answer.
+        bad: Requests that contain it are answered 500.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_run, args=(theirs, failing, latency), daemon=True)
+    process = context.Process(target=_run, args=(theirs, failing, latency, bad), daemon=True)
     process.start()
     try:
         yield Sink(ours, ours.recv())
