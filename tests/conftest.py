@@ -36,7 +36,9 @@ def pytest_configure() -> None:
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Virtual time, unless a test is marked to run on every real loop."""
+    """Virtual time, unless a test is marked to run on every real loop, or on asyncio's."""
+    if item.get_closest_marker("real_loop") is not None:
+        return {"asyncio": asyncio.new_event_loop}
     if item.get_closest_marker("every_loop") is None:
         return {"virtual": VirtualTimeLoop}
     loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}

@@ -10,7 +10,7 @@ from rokt_events_async import __version__
 try:
     import click
 
-    from rokt_events_async.cli import dead_letters, demo, journal, queue, relay, sandbox
+    from rokt_events_async.cli import check, dead_letters, demo, journal, queue, relay, sandbox
 except ModuleNotFoundError as _error:  # pragma: no cover -- a test runs it in a process without the extra
     raise SystemExit(
         f"rokt-events: the command line needs {_error.name}: pip install 'rokt_events_async[cli]'"
@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(status)
 
 
+cli.add_command(check.check)
 cli.add_command(dead_letters.dead_letters)
 cli.add_command(demo.demo)
 cli.add_command(journal.journal)

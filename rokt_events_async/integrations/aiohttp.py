@@ -12,13 +12,14 @@ async def viewed(request: web.Request) -> web.Response:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 from aiohttp import web
 
 from rokt_events_async.emitter import Emitter
 from rokt_events_async.errors import EmitterNotStartedError
+from rokt_events_async.integrations._health import describe_health, health_status
 from rokt_events_async.integrations._making import MakeTracker, check_is_emitter, check_make, make_one
 from rokt_events_async.tracker import Tracker
 
@@ -72,3 +73,26 @@ def get_emitter(request: web.Request) -> Emitter:
         EmitterNotStartedError: No `emitter_context` was added to either, or its tracker is no emitter.
     """
     return check_is_emitter(get_tracker(request))
+
+
+def health_endpoint(
+    tracker: Tracker[Any] | None = None, *, strict: bool = False
+) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """Returns a handler that tells a tracker's health.
+
+    `app.router.add_get("/health/rokt", health_endpoint())`. It answers 200 in every
+    state but new and closed, with the state in its body. It is for people and monitors: wire it to no
+    readiness or liveness probe, because an outage of Rokt must not take the application out of its load
+    balancer.
+
+    Args:
+        tracker: The tracker; `None` takes the application's.
+        strict: True to answer 503 while Rokt cannot be reached or refuses the credentials, while the queue
+            is full, or while the journal fails or is full.
+    """
+
+    async def health(request: web.Request) -> web.Response:
+        found = (get_tracker(request) if tracker is None else tracker).health
+        return web.json_response(describe_health(found), status=health_status(found, strict=strict))
+
+    return health

@@ -17,7 +17,13 @@ from typing import Annotated, Any
 from fastapi import Depends
 
 from rokt_events_async.emitter import Emitter
-from rokt_events_async.integrations.starlette import Lifespan, emitter_lifespan, get_emitter, get_tracker
+from rokt_events_async.integrations.starlette import (
+    Lifespan,
+    emitter_lifespan,
+    get_emitter,
+    get_tracker,
+    health_endpoint,
+)
 from rokt_events_async.tracker import Tracker
 
 RoktTracker = Annotated[Tracker[Any], Depends(get_tracker)]
@@ -29,4 +35,12 @@ A plain `def` handler runs in a thread: there, use `track_threadsafe`.
 RoktEmitter = Annotated[Emitter, Depends(get_emitter)]
 """The same for handlers that need outcomes: it must be an emitter."""
 
-__all__ = ["Lifespan", "RoktEmitter", "RoktTracker", "emitter_lifespan", "get_emitter", "get_tracker"]
+__all__ = [
+    "Lifespan",
+    "RoktEmitter",
+    "RoktTracker",
+    "emitter_lifespan",
+    "get_emitter",
+    "get_tracker",
+    "health_endpoint",
+]

@@ -12,6 +12,7 @@
 | `rokt.client.pending` | up-down counter, `{event}` | events accepted and not settled |
 | `rokt.client.breaker.open` | up-down counter, `{emitter}` | emitters whose breaker is open |
 | `rokt.client.outage` | up-down counter, `{emitter}` | emitters in an outage |
+| `rokt.client.credentials_refused` | up-down counter, `{emitter}` | emitters whose credentials Rokt refuses |
 | `rokt.client.oldest_pending.age` | gauge, `s` | how long the oldest of them has been pending |
 | `rokt.client.journal.deferred` | counter, `{event}` | events on disk alone, until there is room |
 | `rokt.client.journal.deferred.age` | gauge, `s` | how long the oldest of them has been stored |
@@ -47,12 +48,9 @@ events of many traces. No attribute contains event data.
 from __future__ import annotations
 
 import contextvars
-import time
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
-
-import attrs
 
 try:
     from opentelemetry import metrics, trace
@@ -70,6 +68,7 @@ from yarl import URL
 from rokt_events_async._version import __version__
 from rokt_events_async.errors import NotAcceptedError
 from rokt_events_async.events import PartnerEvent
+from rokt_events_async.integrations._measures import EVENTS, SECONDS, ErrorTypes, Pending, error_type_of
 from rokt_events_async.observers import Observer, RequestReport, RetryReport, error_codes
 from rokt_events_async.outcomes import (
     DeadLetter,
@@ -100,14 +99,6 @@ _MAX_ERROR_TYPES: Final = 50
 Attributes = dict[str, str | int]
 
 
-@attrs.frozen
-class _Tracked:
-    """Since when an event is pending, and the span in which it was tracked."""
-
-    since: float
-    span: SpanContext
-
-
 class OpenTelemetryObserver(Observer):
     """Reports to OpenTelemetry. One observer can serve several emitters.
 
@@ -130,13 +121,13 @@ class OpenTelemetryObserver(Observer):
             "messaging.client.operation.duration",
             unit="s",
             description="Duration of messaging operation initiated by a producer or consumer client.",
-            explicit_bucket_boundaries_advisory=_SECONDS,
+            explicit_bucket_boundaries_advisory=list(SECONDS),
         )
         self._batch_size = meter.create_histogram(
             "rokt.client.batch.size",
             unit="{event}",
             description="Events per request.",
-            explicit_bucket_boundaries_advisory=_EVENTS,
+            explicit_bucket_boundaries_advisory=list(EVENTS),
         )
         self._retries = meter.create_counter(
             "rokt.client.retries", unit="{request}", description="Requests that are retried."
@@ -161,6 +152,11 @@ class OpenTelemetryObserver(Observer):
         )
         self._outage = meter.create_up_down_counter(
             "rokt.client.outage", unit="{emitter}", description="Emitters in an outage."
+        )
+        self._refused_credentials = meter.create_up_down_counter(
+            "rokt.client.credentials_refused",
+            unit="{emitter}",
+            description="Emitters whose credentials Rokt refuses.",
         )
         self._deferred = meter.create_counter(
             "rokt.client.journal.deferred",
@@ -189,10 +185,8 @@ class OpenTelemetryObserver(Observer):
         )
         self._add_fleet(meter)
         self._relay = RelayStats()
-        self._oldest_deferred: datetime | None = None
-        self._backlog = 0
-        self._pending: dict[Delivery, _Tracked] = {}  # In the order of acceptance.
-        self._error_types: set[str] = set()
+        self._pending: Pending[SpanContext] = Pending()
+        self._error_types = ErrorTypes()
         self._servers: dict[str, Attributes] = {}
 
     def _add_fleet(self, meter: Meter) -> None:
@@ -214,7 +208,7 @@ class OpenTelemetryObserver(Observer):
             "rokt.publisher.duration",
             unit="s",
             description="From the call until the queue has the event.",
-            explicit_bucket_boundaries_advisory=_SECONDS,
+            explicit_bucket_boundaries_advisory=list(SECONDS),
         )
         self._relayed = {
             "redelivered": count("relay.redelivered", "Entries taken over that may have been sent before."),
@@ -258,13 +252,12 @@ class OpenTelemetryObserver(Observer):
         return context
 
     def on_accepted(self, delivery: Delivery) -> None:
-        span = trace.get_current_span().get_span_context()
-        self._pending[delivery] = _Tracked(time.monotonic(), span)
+        self._pending.accept(delivery, trace.get_current_span().get_span_context())
 
     def on_request(self, request: RequestReport) -> None:
         attributes = _OPERATION | self._server(request.endpoint)
         if request.status is None or not 200 <= request.status <= 299:
-            attributes["error.type"] = _error_type(request.status)
+            attributes["error.type"] = error_type_of(request.status)
         count = len(request.deliveries)
         self._sent.add(count, attributes)
         self._duration.record(request.duration, attributes)
@@ -272,41 +265,34 @@ class OpenTelemetryObserver(Observer):
         self._write_span(request, attributes)
 
     def on_retry(self, retry: RetryReport) -> None:
-        self._retries.add(1, _OPERATION | {"error.type": _error_type(retry.status)})
+        self._retries.add(1, _OPERATION | {"error.type": error_type_of(retry.status)})
 
     def on_health(self, before: Health, after: Health) -> None:
         self._breaker_open.add(after.is_breaker_open - before.is_breaker_open, _OPERATION)
-        self._outage.add((after.state == "outage") - (before.state == "outage"), _OPERATION)
+        for counter, state in ((self._outage, "outage"), (self._refused_credentials, "credentials_refused")):
+            counter.add((after.state == state) - (before.state == state), _OPERATION)
         failing = [_JOURNAL_FAILED in health.problems for health in (before, after)]
         self._failing.add(failing[1] - failing[0], _OPERATION)
 
     def on_recovered(self, count: int, oldest: datetime) -> None:
         self._recovered.add(count, _OPERATION)
-        self._backlog += count
+        self._pending.recover(count)
 
     def on_deferred(self, delivery: Delivery) -> None:
-        if self._pending.pop(delivery, None) is not None:
-            self._backlog += 1
-        if self._oldest_deferred is None:
-            self._oldest_deferred = datetime.now(UTC)
+        self._pending.defer(delivery)
         self._deferred.add(1, _OPERATION)
 
     def on_returned(self, count: int, left: int, oldest: datetime | None) -> None:
-        self._oldest_deferred = oldest
-
-    def _leave(self, delivery: Delivery) -> None:
-        """Forgets an event that is pending no more, of this process or of an earlier one."""
-        if self._pending.pop(delivery, None) is None and self._backlog:
-            self._backlog -= 1
+        self._pending.note_oldest_deferred(oldest)
 
     def on_delivered(self, delivery: Delivery, receipt: Receipt) -> None:
-        self._leave(delivery)
+        self._pending.leave(delivery)
         self._outcomes.add(1, _DELIVERED)
 
     def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
-        self._leave(delivery)
+        self._pending.leave(delivery)
         codes = error_codes(error)
-        error_type = self._bounded(codes[0]) if codes else str(error.cause)
+        error_type = self._error_types.bounded(codes[0]) if codes else str(error.cause)
         self._outcomes.add(1, _OPERATION | {"rokt.outcome": error.outcome, "error.type": error_type})
 
     def _write_span(self, request: RequestReport, attributes: Attributes) -> None:
@@ -336,13 +322,13 @@ class OpenTelemetryObserver(Observer):
         """Yields links to the spans of the `track()` calls, one link per span."""
         seen = set()
         for delivery in deliveries:
-            tracked = self._pending.get(delivery)
-            if tracked is None or not tracked.span.is_valid:
+            span = self._pending.kept(delivery)
+            if span is None or not span.is_valid:
                 continue
-            key = (tracked.span.trace_id, tracked.span.span_id)
+            key = (span.trace_id, span.span_id)
             if key not in seen:
                 seen.add(key)
-                yield Link(tracked.span)
+                yield Link(span)
 
     def _server(self, endpoint: str) -> Attributes:
         """Returns the attributes of the endpoint; parsed once."""
@@ -355,45 +341,24 @@ class OpenTelemetryObserver(Observer):
             }
         return server
 
-    def _bounded(self, code: str) -> str:
-        if code not in self._error_types:
-            if len(self._error_types) >= _MAX_ERROR_TYPES:
-                return _OTHER
-            self._error_types.add(code)
-        return code
-
     # Called by the exporter, in a thread of its own.
 
     def _observe_pending(self, _options: CallbackOptions) -> Iterable[Observation]:
         yield Observation(len(self._pending), _OPERATION)
 
     def _observe_backlog(self, _options: CallbackOptions) -> Iterable[Observation]:
-        yield Observation(self._backlog, _OPERATION)
+        yield Observation(self._pending.backlog, _OPERATION)
 
     def _observe_deferred(self, _options: CallbackOptions) -> Iterable[Observation]:
-        oldest = self._oldest_deferred
-        age = 0.0 if oldest is None else (datetime.now(UTC) - oldest).total_seconds()
-        yield Observation(max(0.0, age), _OPERATION)
+        yield Observation(self._pending.deferred_age(), _OPERATION)
 
     def _observe_oldest(self, _options: CallbackOptions) -> Iterable[Observation]:
-        yield Observation(self._oldest_age(now=time.monotonic()), _OPERATION)
-
-    def _oldest_age(self, *, now: float) -> float:
-        while True:
-            try:
-                oldest = next(iter(self._pending.values()), None)
-            except RuntimeError:  # The loop's thread has changed it meanwhile.
-                continue
-            return now - oldest.since if oldest else 0.0
+        yield Observation(self._pending.oldest_age(), _OPERATION)
 
 
 _JOURNAL_FAILED: Final = "journal_failed"
 
 _DELIVERED: Final = _OPERATION | {"rokt.outcome": "delivered"}
-
-
-def _error_type(status: int | None) -> str:
-    return _NO_ANSWER if status is None else str(status)
 
 
 def _nanoseconds(moment: datetime) -> int:

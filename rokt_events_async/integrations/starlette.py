@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import JSONResponse
 
 from rokt_events_async.emitter import Emitter
 from rokt_events_async.errors import EmitterNotStartedError, InvalidSettingError
+from rokt_events_async.integrations._health import describe_health, health_status
 from rokt_events_async.integrations._making import MakeTracker, check_is_emitter, check_make, make_one
 from rokt_events_async.tracker import Tracker
 
@@ -86,6 +88,28 @@ def get_tracker(connection: HTTPConnection) -> Tracker[Any]:
             "lifespan runs; a test does that by `with TestClient(app) as client:`"
         )
     return tracker
+
+
+def health_endpoint(
+    tracker: Tracker[Any] | None = None, *, strict: bool = False
+) -> Callable[[Request], Awaitable[JSONResponse]]:
+    """Returns an endpoint that tells a tracker's health.
+
+    `app.add_route("/health/rokt", health_endpoint())`. It answers 200 in every state but new and closed, with
+    the state in its body. It is for people and monitors: wire it to no readiness or liveness probe, because
+    an outage of Rokt must not take the application out of its load balancer.
+
+    Args:
+        tracker: The tracker; `None` takes the application's.
+        strict: True to answer 503 while Rokt cannot be reached or refuses the credentials, while the queue
+            is full, or while the journal fails or is full.
+    """
+
+    async def health(request: Request) -> JSONResponse:
+        found = (get_tracker(request) if tracker is None else tracker).health
+        return JSONResponse(describe_health(found), status_code=health_status(found, strict=strict))
+
+    return health
 
 
 def get_emitter(connection: HTTPConnection) -> Emitter:

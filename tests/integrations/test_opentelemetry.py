@@ -139,6 +139,7 @@ async def test_names_units_and_attributes(sandbox: Sandbox, backend: Backend) ->
         "rokt.client.outcomes": "{event}",
         "rokt.client.pending": "{event}",
         "rokt.client.breaker.open": "{emitter}",
+        "rokt.client.credentials_refused": "{emitter}",
         "rokt.client.outage": "{emitter}",
         "rokt.client.journal.backlog": "{event}",
         "rokt.client.journal.deferred.age": "s",
@@ -152,6 +153,7 @@ async def test_names_units_and_attributes(sandbox: Sandbox, backend: Backend) ->
         "rokt.client.outcomes": "monotonic Sum",
         "rokt.client.pending": "Sum",
         "rokt.client.breaker.open": "Sum",
+        "rokt.client.credentials_refused": "Sum",
         "rokt.client.outage": "Sum",
         "rokt.client.journal.backlog": "Sum",
         "rokt.client.journal.deferred.age": "Gauge",
@@ -173,7 +175,7 @@ async def test_names_units_and_attributes(sandbox: Sandbox, backend: Backend) ->
 async def test_what_is_pending(sandbox: Sandbox, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """How many events, and for how long the oldest; nothing is kept of those that are settled."""
     now = 100.0
-    monkeypatch.setattr("rokt_events_async.integrations.opentelemetry.time.monotonic", lambda: now)
+    monkeypatch.setattr("rokt_events_async.integrations._measures.time.monotonic", lambda: now)
     async with emitter_for(sandbox, backend, max_pending=2, when_full="drop") as emitter:
         await emitter.track(event())
         now = 107.0
@@ -186,7 +188,7 @@ async def test_what_is_pending(sandbox: Sandbox, backend: Backend, monkeypatch: 
 
     assert [point.value for point in backend.points("rokt.client.pending")] == [0]
     assert [point.value for point in backend.points("rokt.client.oldest_pending.age")] == [0.0]
-    assert backend.observer._pending == {}
+    assert backend.observer._pending._events == {}
 
 
 def test_the_oldest_is_told_while_others_come_and_go(backend: Backend) -> None:
@@ -205,10 +207,10 @@ def test_the_oldest_is_told_while_others_come_and_go(backend: Backend) -> None:
     loop = asyncio.new_event_loop()
     backend.observer.on_accepted(delivery(loop=loop))
     loop.close()
-    pending = backend.observer._pending = Changes(backend.observer._pending)
+    events = backend.observer._pending._events = Changes(backend.observer._pending._events)
 
-    assert backend.observer._oldest_age(now=1e9) > 0
-    assert pending.moments == 0
+    assert backend.observer._pending.oldest_age() > 0
+    assert events.moments == 0
 
 
 async def test_why_an_event_was_not_delivered(backend: Backend) -> None:

@@ -29,7 +29,7 @@ from tests.relay.test_queues import buried, new_entry, read
 from tests.samples import event
 from tests.servers import ENGINES, QueueServer
 
-pytestmark = pytest.mark.every_loop
+pytestmark = pytest.mark.real_loop
 
 StartServer = Callable[..., QueueServer]
 
