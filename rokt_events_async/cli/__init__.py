@@ -10,7 +10,7 @@ from rokt_events_async import __version__
 try:
     import click
 
-    from rokt_events_async.cli import check, dead_letters, demo, journal, queue, relay, sandbox
+    from rokt_events_async.cli import check, dead_letters, demo, journal, queue, relay, sandbox, send
 except ModuleNotFoundError as _error:  # pragma: no cover -- a test runs it in a process without the extra
     raise SystemExit(
         f"rokt-events: the command line needs {_error.name}: pip install 'rokt_events_async[cli]'"
@@ -46,3 +46,4 @@ cli.add_command(journal.journal)
 cli.add_command(queue.queue)
 cli.add_command(relay.relay)
 cli.add_command(sandbox.sandbox)
+cli.add_command(send.send)
