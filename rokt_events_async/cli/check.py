@@ -76,9 +76,7 @@ async def _collect(endpoint: str | None, timeout: float, *, quiet: bool) -> list
         if not quiet:
             mark, style = ("ok", "green") if step.is_good else ("WRONG", "bold red")
             console.print(f"[{style}]{mark:5}[/] {step.name}: ", end="")
-            console.print(step.found, markup=False)
-            if step.hint:
-                console.print(f"      {step.hint}", markup=False)
+            console.print(f"{step.found}\n      {step.hint}".rstrip(), markup=False)
     await asyncio.sleep(_CLOSING)
     return steps
 
@@ -179,19 +177,17 @@ async def _post(url: URL, credentials: Credentials, timeout: float) -> list[Step
             session.post(url, data=b'{"events":[]}', headers=headers, allow_redirects=False) as answer,
         ):
             text = (await answer.content.read(64 * 1024)).decode("utf-8", "replace")
-            steps = [judge(answer.status, answer.content_type, text)]
-            if (date := answer.headers.get("Date")) is not None:
-                steps += _clock(date, now=datetime.now(UTC))
+            step = judge(answer.status, answer.content_type, text)
+            date = answer.headers.get("Date", "")
     except TimeoutError:
         found = f"no answer within {timeout:g} s"
         return [Step("answer", is_good=False, found=found, hint="The server, or a proxy before it, hangs.")]
     except aiohttp.ClientError as error:
         # Not the error's own text: it may show the request's headers.
         found = f"the connection broke before an answer came ({type(error).__name__})"
-        return [
-            Step("answer", is_good=False, found=found, hint="Is it an HTTP server, or a proxy in between?")
-        ]
-    return steps
+        hint = "Is it an HTTP server, or a proxy in between?"
+        return [Step("answer", is_good=False, found=found, hint=hint)]
+    return [step, *_clock(date, now=datetime.now(UTC))]
 
 
 def judge(status: int, content_type: str, text: str) -> Step:

@@ -261,6 +261,7 @@ class _Run:
         self._tracked: dict[Delivery, Line] = {}
         self._upcoming: Line | None = None
         self._lines = inputs.lines()
+        self._unread: Line | None = None
         self._tracking: asyncio.Task[None] | None = None
         self.counts = _Counts()
         self.is_stopping = False
@@ -315,6 +316,9 @@ class _Run:
     async def _events(self) -> AsyncIterator[PartnerEvent]:
         """Yields the events of the lines; reports those that are none."""
         for line in self._lines:
+            if self.is_stopping:
+                self._unread = line
+                return
             if self._progress is not None:
                 if line.number in self._progress.settled:
                     self.counts.skipped += 1
@@ -350,18 +354,23 @@ class _Run:
         error = delivery.exception()
         if error is None:
             self.counts.delivered += 1
-        elif isinstance(error, DeliveryError) and error.cause is not Cause.CLOSED:
-            self.counts.undelivered += 1
-            self.counts.causes[error.outcome, str(error.cause)] += 1
-            if self._undelivered is not None:
-                self._undelivered.write(_as_line(error))
-        else:  # The close ended it: the next run sends it.
-            self.counts.left += 1
-            if self._progress is None and self._undelivered is not None and isinstance(error, DeliveryError):
-                self._undelivered.write(_as_line(error))
-            return
+        else:
+            assert isinstance(error, DeliveryError), "without a journal nothing is deferred"
+            if error.cause is Cause.CLOSED and self._progress is not None:
+                self.counts.left += 1  # The next run sends it.
+                return
+            self._note_undelivered(error)
         if self._progress is not None:
             self._progress.settle(line.number)
+
+    def _note_undelivered(self, error: DeliveryError) -> None:
+        if error.cause is Cause.CLOSED:
+            self.counts.left += 1
+        else:
+            self.counts.undelivered += 1
+            self.counts.causes[error.outcome, str(error.cause)] += 1
+        if self._undelivered is not None:
+            self._undelivered.write(_as_line(error))
 
     async def _write_often(self) -> None:
         while True:
@@ -378,7 +387,7 @@ class _Run:
     def rest(self) -> int:
         """Counts the lines that were not read; without a progress file they are written through."""
         count = 0
-        for line in itertools.chain([self._upcoming] if self._upcoming else [], self._lines):
+        for line in itertools.chain(filter(None, (self._upcoming, self._unread)), self._lines):
             count += 1
             if self._undelivered is not None and self._progress is None:
                 self._undelivered.write(line.text + b"\n")

@@ -18,7 +18,7 @@ import trustme
 from yarl import URL
 
 from rokt_events_async import cli
-from rokt_events_async.cli.check import _clock, _connect, judge
+from rokt_events_async.cli.check import _clock, _connect, _within, judge
 from rokt_events_async.sandbox import Sandbox
 
 
@@ -230,6 +230,13 @@ def test_a_step_that_takes_too_long(
 
     assert status == 1
     assert steps["connect"]["found"] == "no TLS handshake within 0.8 s"
+
+
+def test_a_name_that_is_not_answered() -> None:
+    """A step has its time-out."""
+    step = asyncio.run(_within(asyncio.sleep(5), "resolve", 0.01))
+
+    assert (step.name, step.is_good, step.found) == ("resolve", False, "no answer within 0.01 s")
 
 
 @pytest.mark.parametrize(

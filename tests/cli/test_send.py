@@ -21,10 +21,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rokt_events_async import InvalidEventError, cli
+from rokt_events_async import Emitter, InvalidEventError, cli
 from rokt_events_async.cli import _progress
 from rokt_events_async.cli._progress import ProgressFile, Settled
-from rokt_events_async.cli.send import read_event
+from rokt_events_async.cli.send import _conclude, _Inputs, _Run, read_event
 from rokt_events_async.sandbox import Sandbox
 from tests.samples import event
 
@@ -75,6 +75,28 @@ def test_several_files_and_compressed_ones(
 
     assert send(plain, packed, "-") == 0
     assert guids(rokt_sandbox) == ["g1", "g2", "g3", "g4"]
+    bad = write(tmp_path / "c.jsonl", "no json", line(5, eventType="SignalUnheardOf"))
+    assert send(plain, bad) == 1
+    assert send(bad) == 1
+    assert len(rokt_sandbox.events) == 5
+
+
+async def test_a_stop_before_anything_was_read(
+    rokt_sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is sent, and all is left."""
+    inputs = _Inputs((str(write(tmp_path / "a", line(1), line(2))), str(write(tmp_path / "b", line(3)))))
+    async with Emitter() as emitter:
+        run = _Run(inputs, emitter, None, None)
+        run.stop()
+        await run.run()
+
+    assert _conclude(run, inputs, None, is_whole=False) == 130
+    assert capsys.readouterr().err.splitlines() == [
+        "0 delivered",
+        "stopped: 0 lines were under way, 3 were not read",
+    ]
+    assert rokt_sandbox.count == 0
 
 
 def test_what_is_not_delivered_can_be_sent_again(
