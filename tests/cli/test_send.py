@@ -296,6 +296,23 @@ def test_ctrl_c_in_an_outage(rokt_sandbox: Sandbox, tmp_path: Path) -> None:
     }
 
 
+def test_what_was_under_way_is_sent_by_the_next_run(rokt_sandbox: Sandbox, tmp_path: Path) -> None:
+    """It is not written as undelivered: the file has it."""
+    rokt_sandbox.fail_next(*[503] * 40)
+    file, out = write(tmp_path / "in.jsonl", *[line(n, f"s{n}") for n in range(20)]), tmp_path / "out.jsonl"
+    process = start("--undelivered", out, file)
+    wait_for(lambda: rokt_sandbox.count > 16)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    _, told = process.communicate(timeout=60)
+
+    assert "stopped: 20 lines were under way, 0 were not read" in told
+    assert out.read_text() == ""
+    assert send("--resume", "--undelivered", out, file) == 0
+    assert len(rokt_sandbox.events) == 20
+
+
 def test_lines_that_were_not_read_are_written(rokt_sandbox: Sandbox, tmp_path: Path) -> None:
     """Of several files, which cannot be resumed."""
     rokt_sandbox.fail_next(*[503] * 1000)
