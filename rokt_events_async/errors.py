@@ -112,7 +112,15 @@ class JournalError(NotAcceptedError):
 
 
 class QueueUnavailableError(NotAcceptedError):
-    """The queue cannot be reached. The event is not in the queue."""
+    """The queue cannot be reached. The event is not in the queue.
+
+    Attributes:
+        was_asked: True if the queue was reached, and did not answer, or not to the end.
+    """
+
+    def __init__(self, message: str, *, was_asked: bool = False) -> None:
+        super().__init__(message)
+        self.was_asked = was_asked
 
 
 class PublishUnconfirmedError(NotAcceptedError):

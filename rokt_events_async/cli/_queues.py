@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
+from rokt_events_async import InvalidSettingError, RoktEventsError
 from rokt_events_async.relay import EventQueue
 
 queue_option: Callable[..., Any] = click.option(
     "--queue", metavar="URL", help="The queue, redis:// or rediss://; by default ROKT_QUEUE_URL."
 )
+
+
+def fail(error: RoktEventsError) -> NoReturn:
+    """Ends a command: with exit status 2 for a wrong use, otherwise with 1."""
+    if isinstance(error, InvalidSettingError):
+        raise click.UsageError(str(error)) from None
+    print(f"rokt-events: {error}", file=sys.stderr)
+    raise SystemExit(1)
 
 
 def to_queue(url: str | None) -> EventQueue:

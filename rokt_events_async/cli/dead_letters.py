@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress
 from rich.table import Table
 
 from rokt_events_async import RoktEventsError
-from rokt_events_async.cli._queues import queue_option, to_queue
+from rokt_events_async.cli._queues import fail, queue_option, to_queue
 from rokt_events_async.outcomes import DeadLetter
 from rokt_events_async.relay.letters import event_of, why_not_replay
 from rokt_events_async.relay.queue import EventQueue
@@ -100,7 +100,7 @@ def list_(
             event.session_id if event else "-",
             letter.reason,
         )
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDTH)
     console.print(table if letters else "no dead letters")
     if len(letters) == limit:
         console.print(f"the first {limit}; --limit shows more")
@@ -119,7 +119,8 @@ def show(letter_id: str, queue: str | None) -> int:
 
     letter = _run(queue, look)
     if letter is None:
-        raise click.ClickException(f"there is no dead letter {letter_id}")
+        _say(f"rokt-events: there is no dead letter {letter_id}")
+        return 1
     print(json.dumps(_as_dict(letter), indent=2, ensure_ascii=False))
     return 0
 
@@ -220,7 +221,7 @@ def _run(url: str | None, call: Callable[[EventQueue], Any]) -> Any:
     try:
         return asyncio.run(run())
     except RoktEventsError as error:
-        raise click.ClickException(str(error)) from None
+        fail(error)
 
 
 async def _pages(source: EventQueue, choice: _Choice) -> AsyncGenerator[tuple[list[DeadLetter], int], None]:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -74,7 +74,18 @@ class _Shop:
 
 
 async def run_fleet(seed: int) -> int:
-    """Plays it. Returns 1 if an event is lost."""
+    """Plays it. Returns 1 if an event is lost. A signal ends all that it has started."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None, "a coroutine runs in a task"
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        return await _run(seed)
+    except asyncio.CancelledError:
+        raise click.Abort from None
+
+
+async def _run(seed: int) -> int:
     console = Console(soft_wrap=True, highlight=False)
     binary = find_server()
     started = time.monotonic()
@@ -217,7 +228,7 @@ async def _server(binary: str, directory: Path) -> AsyncIterator[str]:
         port = probe.getsockname()[1]
     options = ["--bind", "127.0.0.1", "--port", str(port), "--appendonly", "yes", "--appendfsync", "always"]
     process = await asyncio.create_subprocess_exec(
-        *(binary, *options), cwd=directory, stdout=asyncio.subprocess.PIPE
+        *(binary, *options), cwd=directory, stdout=asyncio.subprocess.PIPE, start_new_session=True
     )
     assert process.stdout is not None, "it is a pipe"
     try:
@@ -226,7 +237,15 @@ async def _server(binary: str, directory: Path) -> AsyncIterator[str]:
                 pass
         yield f"redis://127.0.0.1:{port}"
     finally:
-        process.kill()
+        await _end([process])
+
+
+async def _end(processes: Iterable[asyncio.subprocess.Process]) -> None:
+    """Ends processes at once, also those that have ended."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    for process in processes:
         await process.wait()
 
 
@@ -244,19 +263,20 @@ async def _relays(url: str, sandbox: Sandbox) -> AsyncIterator[list[asyncio.subp
     environment.pop("ROKT_JOURNAL", None)
     command = (sys.executable, "-m", "rokt_events_async.cli", "relay")
     options = ("--heartbeat-timeout", str(_HEARTBEAT_TIMEOUT))
-    processes = [
-        await asyncio.create_subprocess_exec(
-            *command,
-            *options,
-            env=environment,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        for _ in range(_RELAYS)
-    ]
+    processes: list[asyncio.subprocess.Process] = []
     try:
+        for _ in range(_RELAYS):
+            made = await asyncio.create_subprocess_exec(
+                *(*command, *options),
+                env=environment,
+                stderr=asyncio.subprocess.DEVNULL,
+                start_new_session=True,  # A Ctrl-C at the terminal is for the demo alone.
+            )
+            processes.append(made)
         yield processes
-    finally:
         for process in processes:
-            if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
-                await process.wait()
+        await asyncio.gather(*(process.wait() for process in processes))
+    finally:
+        await _end(processes)

@@ -71,7 +71,7 @@ def _as_dict(file: JournalFile) -> dict[str, Any]:
 
 
 def _show(directory: Path, files: list[JournalFile]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     table = Table("file", "tag id", "owner", "stored", "sent", "oldest", "bad", "outcomes")
     for file in files:
         outcomes = [f"{count} {name}" for name, count in sorted(file.tally.items()) if name != "accepted"]

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rokt_events_async import RoktEventsError
-from rokt_events_async.cli._queues import queue_option, to_queue
+from rokt_events_async.cli._queues import fail, queue_option, to_queue
 from rokt_events_async.relay.queue import Backlog, EventQueue, RelayPresence
 
 
@@ -32,7 +32,7 @@ def status(queue: str | None, as_json: bool) -> int:  # noqa: FBT001 -- by click
     try:
         found = asyncio.run(_look(to_queue(queue)))
     except RoktEventsError as error:
-        raise click.ClickException(str(error)) from None
+        fail(error)
     if as_json:
         print(json.dumps(_as_dict(*found), indent=2))
     else:
@@ -82,7 +82,7 @@ def _as_dict(backlog: Backlog, relays: list[RelayPresence]) -> dict[str, Any]:
 
 
 def _show(backlog: Backlog, relays: list[RelayPresence]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     age = _oldest_age(backlog)
     oldest = "" if age is None else f", the oldest published {age:.0f} s ago"
     console.print(

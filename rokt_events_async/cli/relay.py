@@ -12,7 +12,7 @@ from typing import Any
 import click
 from aiohttp import web
 
-from rokt_events_async import Emitter, RoktEventsError
+from rokt_events_async import Emitter, InvalidSettingError, RoktEventsError
 from rokt_events_async.cli._queues import queue_option, to_queue
 from rokt_events_async.relay import Relay, RelayStats
 from rokt_events_async.relay.metrics import as_prometheus
@@ -48,7 +48,8 @@ def relay(queue: str | None, metrics_port: int | None, metrics_host: str, **sett
     """Delivers the events of a queue to Rokt.
 
     Credentials and endpoint come from ROKT_PUB_ID, ROKT_SECRET, ROKT_TAG_ID and ROKT_ENDPOINT. SIGTERM and
-    Ctrl-C drain, and leave the rest in the queue. The exit status is 1 if the relay had to stop.
+    Ctrl-C drain, and leave the rest in the queue. The exit status is 1 if the relay had to stop, 2 for a
+    wrong use.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     for noisy in ("aiohttp.access", "asyncio"):
@@ -58,9 +59,13 @@ def relay(queue: str | None, metrics_port: int | None, metrics_host: str, **sett
         make_emitter = functools.partial(Emitter, max_concurrency=concurrency)
         made = Relay(to_queue(queue), make_emitter, **settings)
         stats = asyncio.run(_run(made, metrics_host, metrics_port))
+    except InvalidSettingError as error:
+        raise click.UsageError(str(error)) from None
     except RoktEventsError as error:
         print(f"rokt-events: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        raise click.Abort from None
     except OSError as error:
         raise click.UsageError(
             f"cannot listen on {metrics_host} port {metrics_port}: {error.strerror}"
@@ -85,9 +90,8 @@ async def _run(made: Relay, host: str, port: int | None) -> RelayStats:
     def interrupt() -> None:
         nonlocal interrupts
         interrupts += 1
-        if interrupts == 1:
-            made.stop()
-        else:  # The grace period ends.
+        made.stop()
+        if interrupts == 2:  # The grace period ends.
             current.cancel()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -100,6 +104,7 @@ async def _run(made: Relay, host: str, port: int | None) -> RelayStats:
     except asyncio.CancelledError:
         return made.stats
     finally:
+        interrupts = 2  # Nothing is left to interrupt.
         if runner is not None:
             await runner.cleanup()
 

@@ -43,7 +43,7 @@ class Heart:
         queue: Told, and asked.
         nonce: Tells this process from others with its id.
         status: Returns what the relay tells of itself.
-        on_beat: Called after each beat that was heard.
+        on_beat: Called after each beat that was heard, with how many entries are pending for this relay.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Heart:
         signals: Signals,
         clock: Callable[[], datetime],
         status: Callable[[], Mapping[str, Any]],
-        on_beat: Callable[[], None],
+        on_beat: Callable[[int], None],
     ) -> None:
         self._queue = queue
         self._relay_id = relay_id
@@ -117,7 +117,7 @@ class Heart:
                 if not self.has_id:
                     raise RelayStoppedError(f"another process has taken the id {self._relay_id!r}")
                 self.backlog = await self._queue.backlog()
-                self._on_beat()
+                self._on_beat(self.backlog.pending_of.get(self._relay_id, 0))
                 if loop.time() >= trim_at and 0 in self.share:
                     trim_at = loop.time() + _TRIM_EVERY
                     oldest = self._clock() - timedelta(seconds=self._keeping.age)
@@ -135,7 +135,7 @@ class Heart:
         self._signals.beaten.set()
         self._counts.relays = len(roster.alive)
         # Also relays that the queue has forgotten, if entries were pending for them the last time.
-        ghosts = set(self.backlog.holders) - set(roster.alive)
+        ghosts = set(self.backlog.pending_of) - set(roster.alive)
         self.gone = tuple(sorted(ghosts | set(roster.gone)))
         share = share_of(self._relay_id, roster.alive, self._queue.partitions)
         if share != self.share:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime
 from typing import Final
@@ -15,6 +14,7 @@ from rokt_events_async.errors import QueueUnavailableError
 from rokt_events_async.relay._heart import Heart
 from rokt_events_async.relay._judging import judge_redelivered, judge_unreadable
 from rokt_events_async.relay._link import RETRY_AFTER, Counts, Link, Signals
+from rokt_events_async.relay._publications import Publications
 from rokt_events_async.relay._settling import Settler
 from rokt_events_async.relay._turns import Turns
 from rokt_events_async.relay._window import Window
@@ -29,6 +29,9 @@ BLOCK: Final = 0.5
 
 _PAGE_BYTES: Final = 4 * 1024 * 1024
 """About the most bytes of such an exchange."""
+
+_LOOK_AGAIN: Final = 5.0
+"""Seconds between two looks for entries that are pending and not known."""
 
 _FIRST_PAGE: Final = 125
 """The first page: how large the events are is not known yet."""
@@ -53,6 +56,7 @@ class Reader:
         link: Link,
         signals: Signals,
         clock: Callable[[], datetime],
+        publications: Publications,
         resends: bool,
     ) -> None:
         self._queue = queue
@@ -67,12 +71,25 @@ class Reader:
         self._resends = resends
         self._turns = Turns(window.size)
         self._page = _FIRST_PAGE
-        self._recent: OrderedDict[bytes, tuple[int, bytes]] = OrderedDict()
+        self._publications = publications
+        self._look_again_at = 0.0
+        self._was_missing = False
 
-    def note_backlog(self) -> None:
-        """Notes what waits in the queue."""
+    def note_backlog(self, pending: int) -> None:
+        """Notes what waits in the queue.
+
+        Args:
+            pending: How many entries are pending for this relay. If that is more than it knows of, some got
+                lost on their way: to a connection that the server took for alive, for example.
+        """
         waiting = self._heart.backlog.waiting
         self._turns.note({number: waiting[number] for number in self._heart.share})
+        is_missing = pending > len(self._window) + self._settler.leaving + self._window.passed_over
+        now = asyncio.get_running_loop().time()
+        if is_missing and self._was_missing and now >= self._look_again_at:
+            self._link.has_lost_entries = True
+            self._look_again_at = now + _LOOK_AGAIN
+        self._was_missing = is_missing
 
     async def run(self) -> None:
         """Reads until the relay stops."""
@@ -83,7 +100,8 @@ class Reader:
                 wait = RETRY_AFTER[0]
             except QueueUnavailableError as error:
                 self._link.note_failure(error, now=asyncio.get_running_loop().time())
-                self._page = max(1, self._page // 2)  # It may have been too large to come in time.
+                if error.was_asked:  # The page may have been too large to come in time.
+                    self._page = max(1, self._page // 2)
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, RETRY_AFTER[1])
 
@@ -110,7 +128,7 @@ class Reader:
             self._relay_id, partitions, count=count, wait=0 if self._turns.is_turn else BLOCK
         )
         self._link.note_success()
-        self._page = min(PAGE, 2 * self._page)
+        self._note_page(len(entries))
         read = dict.fromkeys(partitions, 0)
         now = loop.time()
         for entry in entries:
@@ -126,6 +144,11 @@ class Reader:
         if size := self._window.mean_size:
             fitting = min(fitting, self._window.free_bytes // size, _PAGE_BYTES // size)
         return max(1, fitting // partitions)
+
+    def _note_page(self, entries: int) -> None:
+        """Notes that a page came in time: the next may be larger."""
+        if entries:
+            self._page = min(PAGE, 2 * self._page)
 
     async def _wait_for_room(self) -> bool:
         """Returns True if there is room for a page, or for anything at all after a short while."""
@@ -160,6 +183,7 @@ class Reader:
                 count=self._page_for(1),
                 skip=self._settler.is_known,
             )
+            self._note_page(len(taken.entries))
             for entry in taken.entries:
                 held = self._open(entry)
                 if held is None or held.event.session_id in left:
@@ -206,6 +230,7 @@ class Reader:
                 count=self._page_for(1),
                 skip=self._settler.is_known,
             )
+            self._note_page(len(taken.entries))
             now = asyncio.get_running_loop().time()
             for entry in taken.entries:
                 self._admit(entry, now=now, is_late=True)
@@ -231,7 +256,11 @@ class Reader:
             letter = judge_unreadable(entry, str(error), relay_id=self._relay_id, now=self._clock())
             self._settler.bury(entry, None, letter)
             return None
-        if self._is_repeat(held):
+        place = entry.partition, entry.id
+        first = self._publications.first_place(held.publish_id, place)
+        if held.is_repeated and first != place:
+            if self._settler.is_known(*first):
+                return None  # The server may have lost the first: it stays pending, and is fetched later.
             self._count(held)
             self._counts.repeats_dropped += 1
             self._settler.acknowledge(entry, None)
@@ -243,11 +272,3 @@ class Reader:
             )
             return None
         return held
-
-    def _is_repeat(self, held: Held) -> bool:
-        """Returns True if its publisher sent it again, and another entry of that publication was read."""
-        here = held.entry.partition, held.entry.id
-        there = self._recent.setdefault(held.publish_id, here)
-        if len(self._recent) > 2 * self._window.size + 16 * PAGE:
-            self._recent.popitem(last=False)
-        return held.is_repeated and there != here

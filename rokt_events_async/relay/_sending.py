@@ -17,6 +17,7 @@ from rokt_events_async.outcomes import DeadLetter, Receipt
 from rokt_events_async.relay._heart import Heart
 from rokt_events_async.relay._judging import judge, judge_invalid
 from rokt_events_async.relay._link import Counts, Link, Signals
+from rokt_events_async.relay._publications import Publications
 from rokt_events_async.relay._settling import Settler
 from rokt_events_async.relay._window import Window
 from rokt_events_async.relay.entries import Entry, Held
@@ -57,6 +58,7 @@ class Sender:
         signals: Signals,
         hooks: Hooks,
         clock: Callable[[], datetime],
+        publications: Publications,
         fail: Callable[[BaseException], None],
     ) -> None:
         self._queue = queue
@@ -70,6 +72,7 @@ class Sender:
         self._signals = signals
         self._hooks = hooks
         self._clock = clock
+        self._publications = publications
         self._fail = fail
         self.released: list[Entry] = []
         self.is_busy = False
@@ -103,6 +106,7 @@ class Sender:
                     self._track(held)
                 else:  # Another relay has it, or has had it.
                     self._counts.acknowledged_elsewhere += 1
+                    self._publications.forget(held.publish_id)
                     self._settler.finish([held])
 
     def _track(self, held: Held) -> None:

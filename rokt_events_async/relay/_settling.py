@@ -46,6 +46,11 @@ class Settler:
         """Returns True if an entry is in the window, or is leaving the queue without it."""
         return self._window.holds(partition, id_) or (partition, id_) in self._leaving
 
+    @property
+    def leaving(self) -> int:
+        """How many entries are leaving the queue that never were in the window."""
+        return len(self._leaving)
+
     def acknowledge(self, entry: Entry, held: Held | None) -> None:
         """Removes an entry from the queue, soon.
 

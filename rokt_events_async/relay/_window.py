@@ -84,7 +84,8 @@ class Window:
         self._numbers = itertools.count()
         self._ready: deque[_Session] = deque()
         self._passed: dict[str, _Session] = {}  # Sessions of which entries were passed over.
-        self._added_since_flush = 0
+        self._added_since_flush = self._bytes_since_flush = 0
+        self._mean_size = 0.0
         self.bytes = 0
         self.out = 0
         self.waiting = 0
@@ -104,8 +105,8 @@ class Window:
 
     @property
     def mean_size(self) -> int:
-        """The mean size of the events in the window, in bytes."""
-        return self.bytes // len(self._known) if self._known else 0
+        """The mean size of the latest events, in bytes; 0 if there were none yet."""
+        return int(self._mean_size)
 
     @property
     def passed_over(self) -> int:
@@ -141,6 +142,8 @@ class Window:
         self._known[held.entry.partition, held.entry.id] = held
         held.number = next(self._numbers)
         self._added_since_flush += 1
+        self._bytes_since_flush += held.size
+        self._mean_size += (held.size - self._mean_size) / (50 if self._mean_size else 1)
         self.bytes += held.size
         session.held += 1
         self.waiting += 1
@@ -213,7 +216,7 @@ class Window:
 
     def flush(self, *, now: float) -> None:
         """Makes every batch due."""
-        self._added_since_flush = 0
+        self._added_since_flush = self._bytes_since_flush = 0
         for session in self._sessions.values():
             session.due_at = now
             self._arrange(session, now=now)
@@ -223,7 +226,8 @@ class Window:
 
         Waiting longer would fill no batch, because nothing more can be read.
         """
-        if not self.free and self._added_since_flush >= 0.75 * self.size:
+        is_new = self._added_since_flush >= 0.75 * self.size
+        if not self.free and (is_new or self._bytes_since_flush >= 0.75 * self._max_bytes):
             self.flush(now=now)
 
     def take_due(self, *, now: float) -> list[list[Held]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -140,16 +140,21 @@ class MemoryQueue:
         skip: Callable[[int, bytes], bool],
     ) -> Taken:
         self._check()
+        if owner != relay_id and self._is_alive(owner):
+            return Taken([])
         place = self._partitions[partition]
         start = int(after or 0)
         owned = [id_ for id_, one in sorted(place.pending.items()) if one.owner == owner and id_ > start]
-        page = owned[:count]
+        wanted = [id_ for id_ in owned if not skip(partition, _id(id_))]
         entries = []
-        for id_ in page:
-            if not skip(partition, _id(id_)):
-                place.pending[id_].owner = relay_id
-                entries.append(Entry(partition, _id(id_), place.entries[id_], place.pending[id_].is_marked))
-        return Taken(entries, _id(page[-1]) if len(page) == count else b"")
+        for id_ in wanted[:count]:
+            place.pending[id_].owner = relay_id
+            entries.append(Entry(partition, _id(id_), place.entries[id_], place.pending[id_].is_marked))
+        return Taken(entries, entries[-1].id if len(wanted) > count else b"")
+
+    def _is_alive(self, relay_id: str) -> bool:
+        presence = self._relays.get(relay_id)
+        return presence is not None and presence.until > asyncio.get_running_loop().time()
 
     async def mark(self, relay_id: str, entries: Sequence[Entry]) -> set[Entry]:
         return self._mark(relay_id, entries, is_marked=True)
@@ -239,7 +244,7 @@ class MemoryQueue:
         return Backlog(
             waiting=waiting,
             pending=pending,
-            holders=tuple({one.owner for place in self._partitions for one in place.pending.values()}),
+            pending_of=Counter([one.owner for place in self._partitions for one in place.pending.values()]),
             oldest=datetime.now(UTC) if sum(waiting) + pending else None,
             published=self._published,
             dead_letters=len(self._dead),

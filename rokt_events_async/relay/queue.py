@@ -49,7 +49,7 @@ class Backlog:
     Attributes:
         waiting: Entries that no relay has read, by partition.
         pending: Entries that relays have read and not acknowledged.
-        holders: The relays for which entries are pending.
+        pending_of: How many of these each relay holds.
         oldest: When the oldest entry was published, in UTC; `None` if there is none.
         published: How many entries were ever published.
         dead_letters: Dead letters that are kept.
@@ -58,7 +58,7 @@ class Backlog:
 
     waiting: tuple[int, ...] = ()
     pending: int = 0
-    holders: tuple[str, ...] = ()
+    pending_of: Mapping[str, int] = attrs.field(factory=dict, hash=False)
     oldest: datetime | None = None
     published: int = 0
     dead_letters: int = 0
@@ -133,8 +133,11 @@ class EventQueue(Protocol):
         Args:
             owner: A relay that has ended, or this relay itself: then entries that it does not hold.
             after: Only ids after this one; empty for all.
-            count: At most how many to look at.
+            count: At most how many to take.
             skip: Told a partition and an id, returns True if the entry is not wanted.
+
+        Returns:
+            None of them if `owner` is another relay that is alive.
         """
 
     async def mark(self, relay_id: str, entries: Sequence[Entry]) -> set[Entry]:

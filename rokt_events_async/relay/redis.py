@@ -68,6 +68,9 @@ _GROUP: Final = "relays"
 _READ, _MARKED = 1, 2
 """The delivery counters of a pending entry: only read, and marked."""
 
+_PAGE: Final = 1000
+"""How many pending entries are listed at once."""
+
 _MIN_IDLE: Final = 1000
 """Milliseconds that an entry must have been idle to be taken: of two relays that take it, one gets it."""
 
@@ -84,6 +87,20 @@ end
 if #claim == 5 then return {} end
 for _, part in ipairs({'RETRYCOUNT', ARGV[3], 'JUSTID'}) do table.insert(claim, part) end
 return redis.call(unpack(claim))"""
+_TAKE: Final = """#!lua flags=allow-oom
+if ARGV[2] ~= ARGV[3] and redis.call('EXISTS', KEYS[2]) == 1 then return {} end
+local taken = {}
+for i = 5, #ARGV do
+  local found = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[3])
+  if #found > 0 and found[1][3] >= tonumber(ARGV[4]) then
+    local state = found[1][4] > 1 and 2 or 1
+    local items = redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'RETRYCOUNT', state)
+    if #items > 0 and items[1] and items[1][2] then
+      table.insert(taken, {state, items[1][1], items[1][2]})
+    end
+  end
+end
+return taken"""
 _BURY: Final = """#!lua flags=allow-oom
 if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1) == 0 then return 0 end
 redis.call('XADD', KEYS[2], '*', 'd', ARGV[3], 'f', ARGV[4])
@@ -141,9 +158,12 @@ _OPTIONS: Final = frozenset(
         "ssl_certfile",
         "ssl_keyfile",
         "ssl_check_hostname",
+        "namespace",
+        "partitions",
     ]
 )
 _FLOOR: Final = (7, 0)
+_NOT_PERMITTED: Final = "does not permit it"
 _MAX_REPLAYED_FIELDS: Final = 1000
 
 
@@ -168,7 +188,8 @@ class RedisQueue:
 
     Args:
         url: `redis://`, `rediss://` (TLS) or `unix://`; `valkey://` and `valkeys://` mean the same. User,
-            password and database are in it; `?ssl_ca_certs=…` and the other `ssl_…` options too.
+            password and database are in it; `?ssl_ca_certs=…` and the other `ssl_…` options too, and
+            `?namespace=…&partitions=…`, which then count.
         namespace: The beginning of all keys, in braces.
         partitions: How many streams the events are spread over by their session. It must be the same for
             all publishers and relays of a queue.
@@ -182,6 +203,9 @@ class RedisQueue:
         self, url: str, *, namespace: str = "rokt", partitions: int = 16, timeout: float = 5.0
     ) -> None:
         options = _parse(url)
+        namespace = options.pop("namespace", namespace)
+        if (in_url := options.pop("partitions", None)) is not None:
+            partitions = int(in_url) if in_url.isdecimal() else in_url
         if not isinstance(namespace, str) or not namespace or set(namespace) & set("{} \r\n"):
             raise InvalidSettingError(
                 f"namespace must be a non-empty string without braces and spaces, got {namespace!r}"
@@ -218,12 +242,14 @@ class RedisQueue:
             timeout: Seconds, connecting included.
             sent: Entries whose `tries` grow once the commands go out.
         """
+        was_asked = False
         try:
             async with asyncio.timeout(timeout):
                 connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py's decorator
                 try:
                     for entry in sent:
                         entry.tries += 1
+                    was_asked = True
                     packed = [hiredis.pack_command(command) for command in commands]
                     await connection.send_packed_command(packed, check_health=False)
                     replies = [await _reply(connection) for _ in commands]
@@ -233,15 +259,18 @@ class RedisQueue:
                 finally:
                     await self._pool.release(connection)
         except TimeoutError:
-            raise QueueUnavailableError(f"{self._where} did not answer within {timeout:g} s") from None
+            text = f"{self._where} did not answer within {timeout:g} s"
+            raise QueueUnavailableError(text, was_asked=was_asked) from None
         except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
             raise QueueRefusedError(f"{self._where} refuses the connection: {_text(error)}") from None
         except RuntimeError as error:
             if "closed" not in str(error):  # So uvloop says that the connection has broken.
                 raise
-            raise QueueUnavailableError(f"{self._where} cannot be reached: connection closed") from None
+            text = f"{self._where} cannot be reached: connection closed"
+            raise QueueUnavailableError(text, was_asked=was_asked) from None
         except (RedisError, OSError) as error:
-            raise QueueUnavailableError(f"{self._where} cannot be reached: {_text(error)}") from None
+            text = f"{self._where} cannot be reached: {_text(error)}"
+            raise QueueUnavailableError(text, was_asked=was_asked) from None
 
     async def _run(self, *commands: tuple[Any, ...], timeout: float | None = None) -> list[Any]:
         """As `_exchange`; raises the first error reply.
@@ -264,7 +293,7 @@ class RedisQueue:
         if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
             return QueueFullError(f"the queue is full: the memory of {self._where} is used up")
         if isinstance(error, NoPermissionError) or text.startswith("NOPERM"):
-            return QueueRefusedError(f"{self._where} does not permit it: {text}")
+            return QueueRefusedError(f"{self._where} {_NOT_PERMITTED}: {text}")
         if isinstance(error, _PASSING_ERRORS) or text.split(" ", 1)[0] in _PASSING:
             return QueueUnavailableError(f"{self._where} does not serve now: {text}")
         return QueueRefusedError(f"{self._where} refuses: {text}")
@@ -293,7 +322,7 @@ class RedisQueue:
         try:
             (text,) = await self._run(("INFO",))
         except QueueRefusedError as error:
-            if "NOPERM" not in str(error) and "permission" not in str(error):
+            if _NOT_PERMITTED not in str(error):
                 raise
             return [
                 f"whether it evicts and persists is not known, because INFO is not permitted: {error}"
@@ -327,6 +356,8 @@ class RedisQueue:
                 await self._run(*[("HSETNX", self._meta, name, value) for name, value in ours.items()])
                 (found,) = await self._run(("HMGET", self._meta, *ours))
         except (QueueRefusedError, QueueFullError) as error:
+            if isinstance(error, QueueRefusedError) and _NOT_PERMITTED not in str(error):
+                raise
             return [f"whether all agree on the number of partitions is not known: {error}"]
         for (name, value), theirs in zip(ours.items(), found, strict=True):
             if theirs.decode() != value:
@@ -388,26 +419,22 @@ class RedisQueue:
     ) -> Taken:
         name = self._streams[partition]
         start = b"(%b" % after if after else b"-"
-        (listed,) = await self._run(("XPENDING", name, _GROUP, start, "+", count, owner))
-        last = listed[-1][0] if len(listed) == count else b""
+        (listed,) = await self._run(("XPENDING", name, _GROUP, start, "+", _PAGE, owner))
         min_idle = 0 if owner == relay_id else _MIN_IDLE
-        ids: dict[int, list[bytes]] = defaultdict(list)
-        for id_, _, idle, deliveries in listed:
-            if idle >= min_idle and not skip(partition, id_):
-                ids[_READ if deliveries == _READ else _MARKED].append(id_)
-        claims = [
-            ("XCLAIM", name, _GROUP, relay_id, min_idle, *chosen, "RETRYCOUNT", state)
-            for state, chosen in ids.items()
-        ]
-        replies = await self._run(*claims) if claims else []
-        entries = [
-            Entry(partition, item[0], tuple(item[1]), state == _MARKED)
-            for state, items in zip(ids, replies, strict=True)
-            for item in items
-            if item is not None and item[1] is not None
-        ]
-        entries.sort(key=lambda entry: as_number(entry.id))
-        return Taken(entries, last)
+        wanted = [item[0] for item in listed if item[2] >= min_idle and not skip(partition, item[0])]
+        last = listed[-1][0] if len(listed) == _PAGE else b""
+        if len(wanted) > count:
+            del wanted[count:]
+            last = wanted[-1]
+        if not wanted:
+            return Taken([], last)
+        heartbeat = f"{self._heartbeat}{owner}"
+        (taken,) = await self._run(
+            ("EVAL", _TAKE, 2, name, heartbeat, _GROUP, relay_id, owner, min_idle, *wanted)
+        )
+        return Taken(
+            [Entry(partition, id_, tuple(fields), state == _MARKED) for state, id_, fields in taken], last
+        )
 
     async def mark(self, relay_id: str, entries: Sequence[Entry]) -> set[Entry]:
         return await self._count(relay_id, entries, _MARKED)
@@ -482,16 +509,13 @@ class RedisQueue:
         ids = sorted(one.decode() for one in members)
         found = await self._run(("MGET", *[f"{self._heartbeat}{one}" for one in ids]))
         summaries = await self._exchange(self._pending_commands(), timeout=self._timeout)
-        pending: dict[str, int] = defaultdict(int)
-        for summary in summaries:
-            for name, count in [] if isinstance(summary, Exception) else summary[3] or ():
-                pending[name.decode()] += int(count)
+        pending = _pending_of(summaries)
         return [
             RelayPresence(
                 relay_id=one,
                 is_alive=value is not None,
                 status={} if value is None else json.loads(value.split(b" ", 1)[1]),
-                pending=pending[one],
+                pending=pending.get(one, 0),
             )
             for one, value in zip(ids, found[0], strict=True)
         ]
@@ -519,7 +543,7 @@ class RedisQueue:
         return Backlog(
             waiting=tuple(max(0, length - held) for length, held in zip(lengths, pending, strict=True)),
             pending=sum(pending),
-            holders=tuple(_holders(summaries)),
+            pending_of=_pending_of(summaries),
             oldest=datetime.fromtimestamp(min(oldest) / 1000, UTC) if oldest else None,
             published=sum(_entries_added(info) for info in infos if not isinstance(info, Exception)),
             dead_letters=replies[-2],
@@ -613,10 +637,13 @@ def as_number(id_: bytes) -> tuple[int, int]:
     return int(milliseconds), int(sequence)
 
 
-def _holders(summaries: Iterable[Any]) -> dict[str, None]:
-    """Returns the names in the replies of XPENDING."""
-    told = [summary[3] or () for summary in summaries if not isinstance(summary, Exception)]
-    return dict.fromkeys(name.decode() for consumers in told for name, _ in consumers)
+def _pending_of(summaries: Iterable[Any]) -> dict[str, int]:
+    """Returns how many entries each relay holds, from the replies of XPENDING."""
+    found: dict[str, int] = defaultdict(int)
+    for summary in summaries:
+        for name, count in [] if isinstance(summary, Exception) else summary[3] or ():
+            found[name.decode()] += int(count)
+    return found
 
 
 def _entries_added(info: Sequence[Any]) -> int:
@@ -679,7 +706,9 @@ def _parse(url: object) -> dict[str, Any]:
         raise InvalidSettingError(f"{expected}, with a host, and a port and a database that are numbers")
     username, password = options.pop("username", None), options.pop("password", None)
     if options.keys() - _OPTIONS:
-        raise InvalidSettingError("the queue's URL must have no options but db and ssl_… (it is not shown)")
+        raise InvalidSettingError(
+            "the queue's URL must have no options but db, namespace, partitions and ssl_… (it is not shown)"
+        )
     if password is not None:
         options["credential_provider"] = _Login(username, password)
     return options

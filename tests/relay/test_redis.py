@@ -73,13 +73,15 @@ def test_urls(url: str) -> None:
         ("redis://:hush@h:port", "a port and a database that are numbers"),
         ("redis://:hush@h/x", "a port and a database that are numbers"),
         ("redis://:hush@h?ssl_check_hostname=perhaps&db=x", "that are numbers"),
-        ("redis://:hush@h?max_connections=3", "no options but db and ssl_"),
+        ("redis://:hush@h?max_connections=3", "no options but db, namespace, partitions and ssl_"),
+        ("redis://:hush@h?partitions=many", "partitions must be 1..1024, got 'many'"),
+        ("redis://:hush@h#x", "with a host"),
         (7, "got int"),
     ],
 )
 def test_urls_that_are_none(url: Any, message: str) -> None:
     """The error does not show them: they may have a password."""
-    with pytest.raises(InvalidSettingError, match=message) as caught:
+    with pytest.raises(InvalidSettingError, match=message.replace("..", r"\.\.")) as caught:
         RedisQueue(url)
     assert "hush" not in repr(caught.value)
 
@@ -103,8 +105,9 @@ def test_settings_out_of_bounds(settings: dict[str, Any], message: str) -> None:
 
 
 async def test_namespaces_are_apart(server: QueueServer) -> None:
-    """Two queues on one server, with as many partitions as they like."""
-    async with queue_to(server.url) as first, queue_to(server.url, namespace="other", partitions=3) as second:
+    """Two queues on one server, with as many partitions as they like; the URL can say so."""
+    other = f"{server.url}?namespace=other&partitions=3"
+    async with queue_to(server.url) as first, queue_to(other) as second:
         await first.open_relay(heartbeat_timeout=1)
         await second.open_relay(heartbeat_timeout=1)
         await first.publish([new_entry()], timeout=5)
@@ -350,9 +353,10 @@ PUBLISHER_RULES = (
     "+info",
     "+hmget",
     "+hsetnx",
+    "+select",
 )
 RELAY_COMMANDS = """
-xadd xreadgroup xclaim xpending xack xdel xlen xrange xtrim xinfo|groups xinfo|stream xgroup|create
+select xadd xreadgroup xclaim xpending xack xdel xlen xrange xtrim xinfo|groups xinfo|stream xgroup|create
 xgroup|delconsumer eval info hmget hsetnx hget hincrby smembers sadd srem get set mget del exists
 """
 RELAY_RULES = ("resetkeys", "~{rokt}:*", "-@all", *(f"+{one}" for one in RELAY_COMMANDS.split()))
@@ -364,8 +368,8 @@ async def test_users_with_the_permissions_of_the_readme(
 ) -> None:
     """A publisher that can only add, and a relay, do their work without a warning, dead letters included."""
     server = own_server(engine)
-    publisher_url = user(server, "shop", *PUBLISHER_RULES)
-    relay_url = user(server, "relay", *RELAY_RULES)
+    publisher_url = user(server, "shop", *PUBLISHER_RULES) + "/1"
+    relay_url = user(server, "relay", *RELAY_RULES) + "/1"
     async with Publisher(RedisQueue(publisher_url)) as publisher:
         assert publisher.health.problems == ()
         await publisher.track(event())
@@ -409,6 +413,13 @@ async def test_a_user_who_may_not_add(own_server: StartServer) -> None:
     async with Publisher(RedisQueue(url)) as publisher:
         with pytest.raises(QueueRefusedError, match="does not permit it"):
             await publisher.track(event())
+
+
+async def test_a_database_that_may_not_be_selected(own_server: StartServer) -> None:
+    """That is no missing INFO: nothing would work."""
+    url = user(own_server(), "shop", "resetkeys", "~{rokt}:*", "-@all", "+xadd", "+info", "+hmget")
+    with pytest.raises(QueueRefusedError, match="refuses the connection"):
+        await Publisher(RedisQueue(f"{url}/1")).start()
 
 
 @pytest.mark.parametrize("credentials", ["default:wrong-hush", "nobody:wrong-hush"])
@@ -531,9 +542,8 @@ async def test_connections_that_break(server: QueueServer, sandbox: Sandbox, tem
                     await publisher.track(one)
                     accepted.append(one.parent_guid)
         assert publisher.stats.accepted == len(accepted)
-        assert publisher.stats.repeats > 0 or temper.piece == 700
     rougher = Temper(
-        piece=1400, reset_after=temper.reset_after and 20_000, cut_after=temper.cut_after and 20_000
+        piece=1400, reset_after=temper.reset_after and 100_000, cut_after=temper.cut_after and 100_000
     )
     async with FaultyProxy(direct.replace("redis:", "http:"), rougher) as proxy:
         url = proxy.url.replace("http:", "redis:")

@@ -299,9 +299,7 @@ async def test_entries_that_were_taken_while_the_relay_stood_still(
     async with make_relay(flush_interval=100, heartbeat_timeout=5) as relay:
         await eventually(lambda: relay.stats.held == 4)
         entries = [held.entry for held in relay._window._known.values()]
-        await queue.take(
-            "robber", relay.relay_id, entries[0].partition, after=b"", count=1, skip=lambda *_: False
-        )
+        queue._partitions[entries[0].partition].pending[int(entries[0].id)].owner = "robber"
         relay._heart._last_beat -= 50
         relay._window.flush(now=asyncio.get_running_loop().time())
         relay._signals.due.set()
@@ -360,6 +358,37 @@ async def test_a_server_that_comes_back_as_it_was_before(
 
     assert relay.stats.read == 2
     assert len(sandbox.events) == 2
+
+
+async def test_the_first_entry_of_a_publication_is_lost(
+    queue: MemoryQueue, sandbox: Sandbox, make_relay: MakeRelay
+) -> None:
+    """The server came back as it was before; the second entry, which was confirmed, is sent."""
+    one = event("s")
+    await publish(queue, one)
+    async with make_relay(flush_interval=10) as relay:
+        await eventually(lambda: relay.stats.held == 1)
+        (held,) = relay._window._known.values()
+        queue._remove(held.entry)
+        await publish(queue, one, tries=1)
+        await eventually(lambda: relay.stats.delivered == 1)
+
+    assert guids(sandbox) == [one.parent_guid]
+    assert (relay.stats.acknowledged_elsewhere, relay.stats.repeats_dropped) == (1, 0)
+    assert await left(queue) == 0
+
+
+async def test_entries_that_a_dead_connection_has_read(
+    queue: MemoryQueue, sandbox: Sandbox, make_relay: MakeRelay
+) -> None:
+    """The server took it for alive: they are pending for this relay, which finds them."""
+    async with make_relay(relay_id="one", flush_interval=0) as relay:
+        await eventually(lambda: relay.health.is_ready)
+        await asyncio.sleep(2)
+        queue._arrived = asyncio.Event()  # The relay's own read does not wake up.
+        await publish(queue, event())
+        assert len(await queue.read("one", range(16), count=10, wait=0)) == 1
+        await eventually(lambda: relay.stats.delivered == 1, within=10)
 
 
 # A queue that fails.
@@ -503,13 +532,13 @@ async def test_pages_that_are_too_large_to_come_in_time(sandbox: Sandbox, make_r
         async def read(self, relay_id: str, partitions: Any, *, count: int, wait: float) -> list[Entry]:
             found = await super().read(relay_id, partitions, count=count, wait=wait)
             if len(found) > 5:
-                raise QueueUnavailableError("no answer within 5 s")
+                raise QueueUnavailableError("no answer within 5 s", was_asked=True)
             return found
 
         async def take(self, *arguments: Any, count: int, **options: Any) -> Any:
             found = await super().take(*arguments, count=count, **options)
             if len(found.entries) > 5:
-                raise QueueUnavailableError("no answer within 5 s")
+                raise QueueUnavailableError("no answer within 5 s", was_asked=True)
             return found
 
     queue = Slow()
@@ -634,17 +663,10 @@ async def test_memory_of_publications_is_bounded(queue: MemoryQueue, make_relay:
     """The oldest are forgotten."""
     async with make_relay(window=50) as relay:
         assert relay._loops is not None
-        reader = relay._loops.reader
+        publications = relay._loops.reader._publications
         for number in range(20_000):
-            reader._is_repeat(_held(number))
-        assert len(reader._recent) == 2 * 50 + 16_000
-
-
-def _held(number: int) -> Any:
-    from rokt_events_async.relay.entries import Held
-
-    entry = Entry(0, b"%d" % number, ())
-    return Held(entry, event(), b"%d" % number, False, None, 1)
+            publications.first_place(b"%d" % number, (0, b"1-0"))
+        assert len(publications) == 2 * 50 + 16_000
 
 
 async def test_the_account_of_what_is_passed_over(
