@@ -73,6 +73,7 @@ class Reader:
         self._page = _FIRST_PAGE
         self._publications = publications
         self._look_again_at = 0.0
+        self._known_before = 0
         self._was_missing = False
 
     def note_backlog(self, pending: int) -> None:
@@ -84,12 +85,19 @@ class Reader:
         """
         waiting = self._heart.backlog.waiting
         self._turns.note({number: waiting[number] for number in self._heart.share})
-        is_missing = pending > len(self._window) + self._settler.leaving + self._window.passed_over
+        is_missing = pending > max(self._known_before, self._count_known())
         now = asyncio.get_running_loop().time()
         if is_missing and self._was_missing and now >= self._look_again_at:
             self._link.has_lost_entries = True
             self._look_again_at = now + _LOOK_AGAIN
         self._was_missing = is_missing
+
+    def note_known(self) -> None:
+        """Notes how many entries are known, before the queue is asked how many are pending."""
+        self._known_before = self._count_known()
+
+    def _count_known(self) -> int:
+        return len(self._window) + self._settler.leaving + self._window.passed_over
 
     async def run(self) -> None:
         """Reads until the relay stops."""

@@ -477,6 +477,8 @@ class Relay:
 
     def _status(self) -> dict[str, Any]:
         """Returns what the relay tells the others of itself."""
+        if self._loops is not None:
+            self._loops.reader.note_known()
         return {
             "version": __version__,
             "partitions": list(self._heart.share),
