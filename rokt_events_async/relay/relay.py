@@ -477,8 +477,8 @@ class Relay:
 
     def _status(self) -> dict[str, Any]:
         """Returns what the relay tells the others of itself."""
-        if self._loops is not None:
-            self._loops.reader.note_known()
+        assert self._loops is not None, "the relay beats"
+        self._loops.reader.note_known()
         return {
             "version": __version__,
             "partitions": list(self._heart.share),
@@ -486,7 +486,7 @@ class Relay:
             "delivered": self._counts.delivered,
             "redelivered": self._counts.redelivered,
             "rate": round(self._rate.of(self._counts.delivered, now=asyncio.get_running_loop().time()), 1),
-            "rokt": self._loops.emitter.health.state if self._loops else "new",
+            "rokt": self._loops.emitter.health.state,
         }
 
     def _on_beat(self, pending: int) -> None:

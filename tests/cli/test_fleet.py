@@ -232,6 +232,7 @@ def test_a_relay_with_wrong_credentials(
         (["relay", "--queue", "redis://h", "--window", "3"], 2, "window must be a whole number >= 50, got 3"),
         (["queue", "status", "--queue", "redis://:hush@127.0.0.1:9"], 1, "cannot be reached"),
         (["dead-letters", "list", "--queue", "redis://127.0.0.1:9"], 1, "cannot be reached"),
+        (["queue", "status", "--queue", "http://h"], 2, "the queue's URL must be redis://"),
         (["dead-letters", "replay"], 2, "which? Give ids"),
         (["dead-letters", "delete"], 2, "which? Give ids"),
     ],
@@ -251,6 +252,19 @@ def test_wrong_uses(
     assert message in printed
     assert printed.count("\n") == 1
     assert "hush" not in printed
+
+
+def test_an_interrupt_before_the_relay_listens_to_it(
+    url: str, rokt_sandbox: Sandbox, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line."""
+
+    async def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rokt_events_async.cli.relay._run", interrupted)
+    assert run("relay") == 130
+    assert capsys.readouterr().err == "rokt-events: interrupted\n"
 
 
 def test_a_metrics_port_that_is_taken(

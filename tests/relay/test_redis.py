@@ -130,6 +130,15 @@ async def test_the_number_of_partitions_must_agree(server: QueueServer) -> None:
                 await call
 
 
+async def test_a_key_that_is_something_else(server: QueueServer) -> None:
+    """The server's words are told: it is no missing permission."""
+    server.run("SET", "{rokt}:meta", "x")
+    async with queue_to(server.url) as queue:
+        with pytest.raises(QueueRefusedError, match="WRONGTYPE"):
+            await queue.open_publisher(require_durable=False)
+    server.run("FLUSHALL")
+
+
 async def test_an_evicting_server_is_refused(own_server: StartServer) -> None:
     """It would drop events silently."""
     server = own_server(maxmemory="100mb", maxmemory_policy="allkeys-lru")
