@@ -411,7 +411,7 @@ class PublisherStats:
         pending_bytes: Their size as encoded, in bytes.
         batches: How often events were sent to the queue.
         repeats: Events sent again, because the queue had not answered. They may be in it twice; a relay
-            recognises them as a rule by their publish id.
+            usually recognises them by their publish id.
     """
 
     accepted: int = 0

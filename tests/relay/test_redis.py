@@ -431,7 +431,7 @@ async def test_a_database_that_may_not_be_selected(own_server: StartServer) -> N
         await Publisher(RedisQueue(f"{url}/1")).start()
 
 
-@pytest.mark.parametrize("credentials", ["default:wrong-hush", "nobody:wrong-hush"])
+@pytest.mark.parametrize("credentials", ["default:wrong-hush", "guest:wrong-hush"])
 async def test_a_wrong_password(
     own_server: StartServer, caplog: pytest.LogCaptureFixture, credentials: str
 ) -> None:
