@@ -210,9 +210,12 @@ class Reader:
 
     def _count(self, held: Held) -> None:
         """Counts an entry that is in the window now."""
-        self._counts.read += 1
-        self._counts.redelivered += held.entry.may_have_been_sent
-        self._counts.repeated += held.is_repeated
+        counts = self._counts
+        counts.read += 1
+        if held.entry.may_have_been_sent:
+            counts.redelivered += 1
+        if held.is_repeated:
+            counts.repeated += 1
 
     async def _take_over(self) -> None:
         """Takes the entries of relays that have ended, in the partitions of this relay's share."""

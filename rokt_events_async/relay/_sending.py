@@ -110,7 +110,6 @@ class Sender:
                     self._settler.finish([held])
 
     def _track(self, held: Held) -> None:
-        loop = asyncio.get_running_loop()
         context = None
         if held.trace_parent is not None and self._hooks.has_traces:
             context = self._hooks.in_trace(held.trace_parent)
@@ -124,9 +123,9 @@ class Sender:
             if isinstance(verdict, DeadLetter):
                 self._settler.bury(held.entry, held, verdict)
             else:
-                self._window.put_back(held, now=loop.time(), wait=_LATER)
+                self._put_back(held, _LATER)
         except QueueFullError:
-            self._window.put_back(held, now=loop.time(), wait=_AGAIN_AFTER)
+            self._put_back(held, _AGAIN_AFTER)
         except EmitterClosedError:
             self.released.append(held.entry)
             if not self._signals.stopping.is_set():
@@ -150,11 +149,13 @@ class Sender:
         if isinstance(verdict, DeadLetter):
             self._settler.bury(held.entry, held, verdict)
         elif verdict == "again":
-            now = asyncio.get_running_loop().time()
-            self._window.put_back(held, now=now, wait=_AGAIN_AFTER)
+            self._put_back(held, _AGAIN_AFTER)
             self._signals.due.set()
         else:
             if getattr(outcome, "outcome", None) == "failed":  # Provably not accepted.
                 self.released.append(held.entry)
             if verdict == "stop":
                 self._fail(RelayStoppedError(f"{outcome}; the events stay in the queue"))
+
+    def _put_back(self, held: Held, wait: float) -> None:
+        self._window.put_back(held, now=asyncio.get_running_loop().time(), wait=wait)

@@ -112,6 +112,9 @@ def read_entry(entry: Entry) -> Held:
         UnreadableEntryError: It has another format, or is not what a publisher writes.
     """
     flat = entry.fields
+    if len(flat) == _USUAL and flat[::2] == (b"v", b"i", b"e") and flat[1] == FORMAT:
+        # In half of the time: nearly all entries are of a first try, and not traced.
+        return Held(entry, _event(flat[5]), flat[3], False, None, len(flat[5]))  # noqa: FBT003 -- as the class
     fields = dict(zip(flat[::2], flat[1::2], strict=False))
     version = fields.get(b"v")
     if version not in _READABLE:
@@ -123,19 +126,25 @@ def read_entry(entry: Entry) -> Held:
         wire, publish_id = fields[b"e"], fields[b"i"]
     except KeyError as missing:
         raise UnreadableEntryError(f"the entry has no field {missing.args[0].decode()}") from None
-    try:
-        event = decode(wire)
-    except InvalidEventError as error:
-        raise UnreadableEntryError(f"the entry's event cannot be read: {error}") from None
     trace = fields.get(b"t")
     return Held(
         entry,
-        event,
+        _event(wire),
         publish_id,
         b"a" in fields,
         None if trace is None else trace[:_SHOWN].decode("ascii", "replace"),
         len(wire),
     )
 
+
+def _event(wire: bytes) -> PartnerEvent:
+    try:
+        return decode(wire)
+    except InvalidEventError as error:
+        raise UnreadableEntryError(f"the entry's event cannot be read: {error}") from None
+
+
+_USUAL: Final = 6
+"""How many names and values an entry usually has."""
 
 _SHOWN: Final = 64
