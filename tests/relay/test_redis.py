@@ -27,7 +27,7 @@ from rokt_events_async.sandbox import Sandbox
 from tests.end_to_end.proxy import FaultyProxy, Temper
 from tests.relay.test_queues import buried, new_entry, read
 from tests.samples import event
-from tests.servers import ENGINES, QueueServer
+from tests.servers import ENGINES, QueueServer, free_port
 
 pytestmark = pytest.mark.real_loop
 
@@ -463,6 +463,38 @@ async def test_tls(tmp_path: Path, own_server: StartServer) -> None:
         async with Publisher(RedisQueue(url), publish_timeout=1) as publisher:
             with pytest.raises(QueueUnavailableError, match="certificate"):
                 await publisher.track(event())
+
+
+async def test_tls_of_the_server_itself(tmp_path: Path, own_server: StartServer, sandbox: Sandbox) -> None:
+    """Redis speaks it: a publisher and a relay work over it, with users and passwords."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost", "127.0.0.1")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    port = free_port()
+    server = own_server(
+        "redis",
+        tls_port=str(port),
+        tls_cert_file=str(tmp_path / "cert.pem"),
+        tls_key_file=str(tmp_path / "key.pem"),
+        tls_ca_cert_file=str(tmp_path / "ca.pem"),
+        tls_auth_clients="no",
+    )
+    user(server, "shop", *PUBLISHER_RULES)
+    user(server, "relay", *RELAY_RULES)
+    where = f"127.0.0.1:{port}?ssl_ca_certs={tmp_path / 'ca.pem'}"
+    async with Publisher(RedisQueue(f"rediss://shop:hush@{where}")) as publisher:
+        await publisher.track(event())
+    async with Relay(
+        RedisQueue(f"rediss://relay:hush@{where}"),
+        lambda **s: Emitter(sandbox.credentials, endpoint=sandbox.url, **s),
+        flush_interval=0,
+    ) as relay:
+        async with asyncio.timeout(15):
+            while not relay.stats.acknowledged:
+                await asyncio.sleep(0.05)
+    assert len(sandbox.events) == 1
 
 
 # Crashes and connections.
