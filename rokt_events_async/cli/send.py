@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import hashlib
 import itertools
 import shlex
 import signal
@@ -180,8 +181,6 @@ class _Inputs:
 
 def hash_of(data: bytes) -> str:
     """Returns a short name of some bytes."""
-    import hashlib  # noqa: PLC0415 -- only here
-
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 

@@ -539,7 +539,9 @@ class RedisQueue:
         size = self.partitions
         lengths, summaries, firsts, infos = [replies[at * size : (at + 1) * size] for at in range(4)]
         pending = [0 if isinstance(summary, Exception) else summary[0] for summary in summaries]
-        oldest = [as_number(first[0][0])[0] for first in firsts if first]
+        oldest = [
+            int(first[0][0].partition(b"-")[0]) for first in firsts if first
+        ]  # An id begins with its time.
         return Backlog(
             waiting=tuple(max(0, length - held) for length, held in zip(lengths, pending, strict=True)),
             pending=sum(pending),
@@ -629,12 +631,6 @@ def _by_partition(entries: Sequence[Entry]) -> dict[int, list[Entry]]:
     for entry in entries:
         groups[entry.partition].append(entry)
     return groups
-
-
-def as_number(id_: bytes) -> tuple[int, int]:
-    """Returns the id of a stream's entry as numbers, which compare as the entries do."""
-    milliseconds, _, sequence = id_.partition(b"-")
-    return int(milliseconds), int(sequence)
 
 
 def _pending_of(summaries: Iterable[Any]) -> dict[str, int]:
