@@ -11,11 +11,16 @@ from typing import Final
 
 from aiohttp import web
 
+from rokt_events_async.sandbox._live import Exchange
 from rokt_events_async.sandbox.echoes import Answer
 from rokt_events_async.sandbox.faults import Act, Fault
 
 _MIB: Final = 1024 * 1024
 _HUGE_MIB: Final = 64
+_BLANK_MIB: Final = 16
+_UNANSWERED: Final = frozenset(
+    {Act.SILENCE, Act.RESET_BEFORE, Act.RESET_DURING, Act.RESET_AFTER, Act.GARBAGE}
+)
 _PAGE: Final = b"<!DOCTYPE html><html><body>Welcome to nginx!</body></html>"
 _NONSENSE: Final = b"\xff\xfe{not json"
 
@@ -40,7 +45,7 @@ def respond(fault: Fault, answer: Answer) -> web.Response:
 
 @cache
 def _blank() -> bytes:
-    return gzip.compress(b" " * (16 * _MIB))
+    return gzip.compress(b" " * (_BLANK_MIB * _MIB))
 
 
 async def prepare(request: web.Request, answer: Answer) -> web.StreamResponse:
@@ -79,6 +84,20 @@ def _hang_up(request: web.Request, last_words: bytes = b"") -> None:
     if request.transport is not None:
         request.transport.write(last_words)
         request.transport.close()
+
+
+def exchange(fault: Fault, answer: Answer, response: web.StreamResponse) -> Exchange:
+    """Returns what was sent, for the page."""
+    if fault.act in _UNANSWERED:
+        return Exchange(None, {})
+    if fault.act is Act.HUGE:
+        return Exchange(None, response.headers, f"{_HUGE_MIB} MiB of white space, in chunks")
+    if fault.act is Act.COMPRESSED:
+        return Exchange(None, response.headers, f"{_BLANK_MIB} MiB of white space and the answer, gzipped")
+    if fault.act is Act.CUT:
+        return Exchange(answer.body[: len(answer.body) // 2], response.headers)
+    body = response.body if isinstance(response, web.Response) else answer.body
+    return Exchange(body if isinstance(body, bytes) else b"", response.headers)
 
 
 def is_gone(request: web.Request) -> bool:

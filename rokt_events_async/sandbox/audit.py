@@ -78,12 +78,12 @@ def _read_record(requests: Iterable[RecordedRequest]) -> dict[str, _Seen]:
             seen.accepted += item.is_accepted
             seen.refused_with |= {tuple(problem.code for problem in item.errors)} if item.errors else set()
         if request.refusal is not None:
-            for event in _events_of(request.body):
+            for event in events_of(request.body):
                 record[_key(event)].refused_with.add((request.refusal.problem.code,))
     return record
 
 
-def _events_of(body: bytes) -> list[Mapping[str, Any]]:
+def events_of(body: bytes) -> list[Mapping[str, Any]]:
     """Returns the events of a request that was refused as a whole, if its body can be read."""
     try:
         events = json.loads(body)["events"]

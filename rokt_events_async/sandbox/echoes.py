@@ -69,6 +69,14 @@ class Echo:
             switches |= ECHO_FORMS[name]
         return cls(**switches)
 
+    def names(self) -> list[str]:
+        """Returns the names of the forms that are switched on."""
+        return [
+            name
+            for name, switches in ECHO_FORMS.items()
+            if switches and all(getattr(self, switch) == on for switch, on in switches.items())
+        ]
+
 
 ECHO_FORMS: Final[dict[str, dict[str, Any]]] = {
     "default": {},
@@ -87,6 +95,23 @@ ECHO_FORMS: Final[dict[str, dict[str, Any]]] = {
     "wrong-count": {"count_offset": 1},
 }
 """The forms by name; `default` has every switch off."""
+
+ECHO_NOTES: Final[dict[str, str]] = {
+    "lenient-times": "A null or empty eventTime is named in a 207, not refused",
+    "unknown-types": "An unknown eventType is written Unknown",
+    "default-times": "Every time is written as 0001-01-01",
+    "no-metadata": "Metadata is left out",
+    "enriched-metadata": "The server's own metadata is added",
+    "lower-guids": "sessionId and parentGuid in lower case",
+    "pascal-case": "Keys are written EventType, Success, …",
+    "shuffled": "unprocessedEvents in another order",
+    "problem-document": "A 400 is a framework's problem document",
+    "empty-401": "A 401 has no body",
+    "only-200": "What would be a 207 is a 200",
+    "foreign": "An echo matches nothing that was sent",
+    "wrong-count": "processedEventsCount is one too many",
+}
+"""What each form does, for a person who chooses one."""
 
 
 @attrs.frozen

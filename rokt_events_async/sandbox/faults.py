@@ -5,6 +5,7 @@ Faults come from a script first, in order. Then they are drawn from a seed, at t
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -111,6 +112,10 @@ class Fault:
             return self.processed
         return self.act not in (Act.RESET_BEFORE, Act.RESET_DURING)
 
+    def tells(self) -> bool:
+        """True if the answer says what became of the events, however late or miscounted."""
+        return self.act in (Act.ANSWER, Act.DRIP)
+
     def __str__(self) -> str:
         for name, fault in FAULTS.items():
             if fault == self:
@@ -149,6 +154,33 @@ FAULTS: Final[dict[str, Fault]] = {
 }
 """Faults by name. Any status from 300 to 599 is a fault too."""
 
+FAULT_NOTES: Final[dict[str, tuple[str, str]]] = {
+    "500": ("Error status", "Internal Server Error, empty body"),
+    "503": ("Error status", "Service Unavailable, empty body"),
+    "503-html": ("Error status", "A proxy's HTML page instead of JSON"),
+    "503-retry-after": ("Error status", "Asks to wait 2 seconds (Retry-After)"),
+    "429-retry-after": ("Error status", "Too Many Requests, asks to wait 2 seconds"),
+    "504-processed": ("Error status", "Gateway Timeout, though the events were taken"),
+    "redirect": ("Error status", "307 to another address, which must not be followed"),
+    "silence": ("No answer", "Never answers; the connection stays open"),
+    "silence-processed": ("No answer", "Takes the events, then never answers"),
+    "reset-before": ("No answer", "Connection reset before the body is read"),
+    "reset-during": ("No answer", "Connection reset in the middle of the body"),
+    "reset-after": ("No answer", "Takes the events, then resets the connection"),
+    "garbage": ("No answer", "Takes the events, answers bytes that are not HTTP"),
+    "cut": ("Spoilt answer", "The answer ends in the middle of its body"),
+    "empty": ("Spoilt answer", "The right status with an empty body"),
+    "html": ("Spoilt answer", "The right status with an HTML page"),
+    "nonsense": ("Spoilt answer", "A body that is neither JSON nor UTF-8"),
+    "huge": ("Spoilt answer", "A body of 64 MiB"),
+    "compressed": ("Spoilt answer", "16 MiB of white space, gzipped though that was refused"),
+    "count-too-high": ("Wrong or late", "processedEventsCount is one too many"),
+    "count-too-low": ("Wrong or late", "processedEventsCount is one too few"),
+    "slow": ("Wrong or late", "The true answer, one second late"),
+    "drip": ("Wrong or late", "The true answer, one byte a second"),
+}
+"""The group of each fault, and what it does, for a person who chooses one."""
+
 
 class FaultPlan:
     """Says which fault the next request meets.
@@ -168,13 +200,51 @@ class FaultPlan:
         random_: random.Random,
     ) -> None:
         self._script = deque(Fault.of(what) for what in script)
-        self._rates = [(Fault.of(what), _check_rate(what, rate)) for what, rate in rates.items()]
-        if sum(rate for _, rate in self._rates) > 1:
+        self._rates: list[tuple[Fault, float]] = []
+        self._latency = (0.0, 0.0)
+        self._random = random_
+        self.set_rates(rates)
+        self.set_latency(latency)
+
+    @property
+    def script(self) -> tuple[Fault, ...]:
+        """The faults of the next requests, in order."""
+        return tuple(self._script)
+
+    @property
+    def rates(self) -> tuple[tuple[Fault, float], ...]:
+        """The faults of all other requests, each with its rate."""
+        return tuple(self._rates)
+
+    @property
+    def latency(self) -> tuple[float, float]:
+        """The bounds of the latency in seconds."""
+        return self._latency
+
+    def set_script(self, faults: Iterable[Fault | int | str | None]) -> None:
+        """Replaces the script."""
+        self._script = deque([Fault.of(what) for what in faults])
+
+    def set_rates(self, rates: Mapping[Any, float]) -> None:
+        """Replaces the rates.
+
+        Raises:
+            ValueError: There is no such fault, or the rates are not 0 to 1, or add up to more than 1.
+        """
+        checked = [(Fault.of(what), _check_rate(what, rate)) for what, rate in rates.items()]
+        if math.fsum(rate for _, rate in checked) > 1 + 1e-9:
             raise ValueError(f"fault rates must add up to at most 1, got {dict(rates)!r}")
+        self._rates = checked
+
+    def set_latency(self, latency: tuple[float, float]) -> None:
+        """Replaces the bounds of the latency, in seconds.
+
+        Raises:
+            ValueError: They are negative, or in the wrong order.
+        """
         if not 0 <= latency[0] <= latency[1]:
             raise ValueError(f"latency must be 0 <= shortest <= longest seconds, got {latency!r}")
         self._latency = latency
-        self._random = random_
 
     def append(self, faults: Iterable[Fault | int | str | None]) -> None:
         """Appends to the script."""

@@ -6,7 +6,9 @@ import asyncio
 import concurrent.futures
 import ipaddress
 import random
+import secrets
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -17,6 +19,8 @@ import attrs
 from aiohttp import web
 
 from rokt_events_async.sandbox import answering, rules
+from rokt_events_async.sandbox._live import Entry, Live
+from rokt_events_async.sandbox._page import Behaviour, Page
 from rokt_events_async.sandbox.echoes import Answer, Echo, write_refusal, write_verdicts
 from rokt_events_async.sandbox.faults import Act, Fault, FaultPlan
 from rokt_events_async.sandbox.record import RecordedEvent, RecordedRequest, record_event, record_headers
@@ -33,7 +37,7 @@ class Sandbox:
 
     Args:
         credentials: The only valid credentials; invented if left out.
-        host: The loopback address to listen on.
+        host: The loopback address to listen on; any address with `expose`.
         port: The port; 0 takes a free one.
         echo: The form of its answers: a name of `ECHO_FORMS`, or `Echo.of(…)` for several.
         script: The faults of the first requests, in order: names of `FAULTS`, statuses, `Fault` objects,
@@ -44,6 +48,10 @@ class Sandbox:
         clock: Returns the aware now, for the time window.
         on_request: Called with each request after it was answered.
         history: How many requests are kept; `None` keeps all.
+        page: True serves the live page too, at `page_url`. It keeps the last 10,000 requests of its own.
+        expose: True lets it listen beyond loopback, for containers that talk to each other. It accepts
+            everything that it is sent, so this is for a network where every machine may. The page then
+            needs the token that `page_url` has.
 
     Raises:
         ValueError: An argument is out of bounds.
@@ -64,25 +72,26 @@ class Sandbox:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         on_request: Callable[[RecordedRequest], None] | None = None,
         history: int | None = None,
+        page: bool = False,
+        expose: bool = False,
     ) -> None:
+        self._made_up_credentials = credentials is None
         self.credentials: Credentials = credentials or Credentials(
             pub_id="rpub-sandbox",
             secret="rsec-sandbox",  # noqa: S106 -- it opens nothing but this
             tag_id="1234567890",
         )
-        self._host, self._port = _check_host(host), port
-        self._echo = Echo.of(echo) if isinstance(echo, str) else echo
-        if isinstance(script, (str, Fault)) or not isinstance(script, Iterable):
-            raise TypeError(f"script must be a list of faults, got {script!r}")
-        if not isinstance(faults, Mapping | None):
-            raise TypeError(f"faults must be a mapping of fault and rate, got {faults!r}")
-        self._random = random.Random(seed)  # noqa: S311 -- bad luck, no secret
-        self._plan = FaultPlan(
-            script=script,
-            rates=faults or {},
-            latency=latency if isinstance(latency, tuple) else (latency, latency),
-            random_=random.Random(seed + 1),  # noqa: S311 -- the same
+        self._host, self._port = _check_host(host, expose=expose), port
+        self._behaviour = Behaviour(
+            plan=FaultPlan(
+                script=_check_script(script),
+                rates=_check_faults(faults) or {},
+                latency=latency if isinstance(latency, tuple) else (latency, latency),
+                random_=random.Random(seed + 1),  # noqa: S311 -- bad luck, no secret
+            ),
+            echo=Echo.of(echo) if isinstance(echo, str) else echo,
         )
+        self._random = random.Random(seed)  # noqa: S311 -- the same
         self._clock = clock
         self._on_request = on_request
         self._requests: deque[RecordedRequest] = deque(maxlen=history)
@@ -92,6 +101,8 @@ class Sandbox:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._left: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._live: Live | None = Live(secrets.token_hex(4)) if page else None
+        self._token = secrets.token_urlsafe(24) if expose else ""
         self._runner: web.AppRunner | None = None
         self._stopping: asyncio.Event | None = None
 
@@ -109,6 +120,17 @@ class Sandbox:
         app = web.Application(client_max_size=0)
         app.router.add_post(PATH, self._handle)
         self._stopping = asyncio.Event()
+        if self._live is not None:
+            page = Page(
+                live=self._live,
+                behaviour=self._behaviour,
+                credentials=self.credentials,
+                shows_secret=self._made_up_credentials,
+                token=self._token,
+                clear=self.clear,
+                stopping=self._stopping,
+            )
+            page.add_routes(app, endpoint=PATH)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         try:
@@ -145,7 +167,7 @@ class Sandbox:
         serving: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._left = concurrent.futures.Future()
         self._thread = threading.Thread(
-            target=asyncio.run, args=(self._live(serving),), name="rokt-sandbox", daemon=True
+            target=asyncio.run, args=(self._serve_in_thread(serving),), name="rokt-sandbox", daemon=True
         )
         self._thread.start()
         try:
@@ -170,7 +192,7 @@ class Sandbox:
         self._thread.join()
         self._thread = None
 
-    async def _live(self, serving: concurrent.futures.Future[None]) -> None:
+    async def _serve_in_thread(self, serving: concurrent.futures.Future[None]) -> None:
         """Serves in a thread of its own, from `__enter__` to `__exit__`."""
         try:
             await self.start()
@@ -186,6 +208,17 @@ class Sandbox:
         """The endpoint for an `Emitter`."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self._port}{PATH}"
+
+    @property
+    def page_url(self) -> str:
+        """The address of the live page, with its token if the sandbox is exposed.
+
+        Raises:
+            RuntimeError: The sandbox has no page.
+        """
+        if self._live is None:
+            raise RuntimeError("the sandbox has no page: use Sandbox(page=True)")
+        return self.url.removesuffix(PATH) + "/" + (f"#token={self._token}" if self._token else "")
 
     # The record.
 
@@ -225,7 +258,15 @@ class Sandbox:
 
     def fail_next(self, *faults: Fault | int | str | None) -> None:
         """Appends to the script: `fail_next(503, 503)` fails the next two requests."""
-        self._plan.append(faults)
+        self._behaviour.plan.append(faults)
+
+    def clear(self) -> None:
+        """Forgets all requests, and counts from 0. What is armed or set stays."""
+        with self._lock:
+            self._requests.clear()
+            self.count = self._accepted = 0
+        if self._live is not None:
+            self._live.clear()
 
     def __repr__(self) -> str:
         state = "serving" if self._runner else "stopped"
@@ -234,27 +275,37 @@ class Sandbox:
     # One request.
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        fault = self._plan.next()
+        started = time.perf_counter()
+        plan = self._behaviour.plan
+        fault = plan.next()
         self.count += 1
-        number, latency = self.count, self._plan.next_latency()
+        number, latency = self.count, plan.next_latency()
         if fault.act in (Act.RESET_BEFORE, Act.RESET_DURING):
             if fault.act is Act.RESET_DURING:
                 await request.content.readany()
-            self._remember(
-                RecordedRequest(number, record_headers(request.headers), b"", fault, None, None, ())
-            )
-            return answering.reset(request)
-        body = await request.read()
-        recorded, answer = self._judge(number, request, body, fault)
-        self._remember(recorded)
-        await self._pause(latency)
-        return await self._answer(request, fault, answer)
+            recorded = RecordedRequest(number, record_headers(request.headers), b"", fault, None, None, ())
+            entry = self._remember(recorded)
+            response: web.StreamResponse = answering.reset(request)
+            answer = Answer(0, b"", "")
+        else:
+            body = await request.read()
+            recorded, answer = self._judge(number, request, body, fault)
+            entry = self._remember(recorded)
+            await self._pause(latency)
+            response = await self._answer(request, fault, answer)
+        if self._live is not None and entry is not None:
+            exchange = answering.exchange(fault, answer, response)
+            taken = None if fault.act is Act.SILENCE else time.perf_counter() - started
+            self._live.answered(entry, latency=taken, exchange=exchange)
+        return response
 
     def _judge(
         self, number: int, request: web.Request, body: bytes, fault: Fault
     ) -> tuple[RecordedRequest, Answer]:
         """Returns the API's answer and the record of it, with the fault applied."""
-        echo = attrs.evolve(self._echo, count_offset=self._echo.count_offset + fault.count_offset)
+        echo = self._behaviour.echo
+        if fault.count_offset:
+            echo = attrs.evolve(echo, count_offset=echo.count_offset + fault.count_offset)
         verdict = rules.check_headers(request.headers, expected=self._expected()) or rules.judge(
             body, now=self._clock(), lenient_times=echo.lenient_times
         )
@@ -276,13 +327,14 @@ class Sandbox:
         ), answer
 
     def _expected(self) -> dict[str, str]:
+        """The only valid headers; with a value that no header has while all credentials are refused."""
         return {
             "rokt-pub-id": self.credentials.pub_id,
-            "rokt-secret": self.credentials.secret,
+            "rokt-secret": self.credentials.secret if self._behaviour.accepts_credentials else "\n",
             "rokt-tag-id": self.credentials.tag_id,
         }
 
-    def _remember(self, recorded: RecordedRequest) -> None:
+    def _remember(self, recorded: RecordedRequest) -> Entry | None:
         with self._lock:
             self._requests.append(recorded)
             self._accepted += sum(event.is_accepted for event in recorded.events)
@@ -291,6 +343,7 @@ class Sandbox:
                     arrived.get_loop().call_soon_threadsafe(_arrive, arrived)
         if self._on_request is not None:
             self._on_request(recorded)
+        return self._live.add(recorded, at=time.time()) if self._live is not None else None
 
     async def _pause(self, seconds: float | None) -> None:
         """Waits, without bound if `None`, but not beyond the end of the sandbox."""
@@ -335,14 +388,26 @@ def _arrive(arrived: asyncio.Future[None]) -> None:
         arrived.set_result(None)
 
 
-def _check_host(host: str) -> str:
-    """Checks for loopback: a sandbox accepts everything, so other machines must not reach it."""
-    if host == "localhost":
+def _check_script(script: Any) -> Iterable[Fault | int | str | None]:
+    if isinstance(script, (str, Fault)) or not isinstance(script, Iterable):
+        raise TypeError(f"script must be a list of faults, got {script!r}")
+    return script
+
+
+def _check_faults(faults: Any) -> Mapping[Any, float] | None:
+    if not isinstance(faults, Mapping | None):
+        raise TypeError(f"faults must be a mapping of fault and rate, got {faults!r}")
+    return faults
+
+
+def _check_host(host: str, *, expose: bool) -> str:
+    """Checks for loopback: a sandbox accepts everything, so other machines must not reach it unasked."""
+    if host == "localhost" or expose:
         return host
     try:
         is_loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
         is_loopback = False
     if not is_loopback:
-        raise ValueError(f"host must be a loopback address, got {host!r}")
+        raise ValueError(f"host must be a loopback address, got {host!r} (expose=True allows others)")
     return host

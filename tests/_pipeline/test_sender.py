@@ -260,7 +260,7 @@ async def test_splitting_starts_again_after_a_2xx(sandbox: Sandbox) -> None:
             await send()
         sandbox.fail_next(422, *[422] * 48)
         await send()  # The one that is split while the guard acts.
-        sandbox._plan._script.clear()
+        sandbox._behaviour.plan.set_script([])
         sandbox.fail_next(422)
         assert await send() == {"DeliveryFailedError 1"}, "not split any more"
         assert await send() == {"Receipt 1"}

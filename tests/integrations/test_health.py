@@ -48,7 +48,7 @@ def test_a_fastapi_application(rokt_sandbox: Sandbox) -> None:
         assert answer.json()["pending"] == 20
         assert answer.json()["last_error"]["text"] == "HTTP 503"
         assert client.get("/strict").status_code == 503
-        rokt_sandbox._plan = Sandbox()._plan  # The server is well again.
+        rokt_sandbox._behaviour.plan = Sandbox()._behaviour.plan  # The server is well again.
 
 
 def test_a_tracker_of_its_own() -> None:

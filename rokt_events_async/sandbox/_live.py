@@ -1,0 +1,339 @@
+"""What the live page shows: a bounded list of requests, the counters, and what is new since a cursor.
+
+Pure: it is told what happens, and never waits. A request is written as text only when a page reads it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, deque
+from collections.abc import Mapping
+from typing import Any, Final
+
+import attrs
+
+from rokt_events_async.sandbox.audit import events_of
+from rokt_events_async.sandbox.faults import Fault
+from rokt_events_async.sandbox.record import RecordedEvent, RecordedRequest
+
+KEPT: Final = 10_000
+"""How many requests are kept."""
+
+KEPT_BYTES: Final = 64 * 1024 * 1024
+"""How many bytes of bodies and answers are kept."""
+
+ROW_BODY: Final = 64 * 1024
+"""Characters of a body in the list; more of it is in the detail."""
+
+DETAIL_BODY: Final = 200_000
+"""Characters of a body or an answer in the detail."""
+
+_MESSAGE_BYTES: Final = 256 * 1024
+"""A message to a page ends after the request that reaches this size, so that no page is held up by one."""
+
+_LATE_KEPT: Final = 20_000
+_NAME: Final = 200
+
+
+@attrs.frozen
+class Exchange:
+    """What was sent as the answer.
+
+    Attributes:
+        body: The answer's body; `None` if there was no answer, or if `note` says what it was.
+        headers: The answer's headers.
+        note: What is shown in place of a body that is too large to be kept.
+    """
+
+    body: bytes | None
+    headers: Mapping[str, str]
+    note: str = ""
+
+
+@attrs.define(eq=False)
+class Entry:
+    """A request as the page shows it."""
+
+    number: int
+    at: int
+    fault: Fault
+    status: int | None
+    latency: int | None
+    refusal: tuple[int, str, str] | None
+    session: str | None
+    total: int
+    accepted: int
+    refused: int
+    twice: int
+    codes: tuple[str, ...]
+    types: tuple[str, ...]
+    odd: Mapping[int, Mapping[str, Any]]
+    headers: Mapping[str, str]
+    body: bytes
+    keys: frozenset[tuple[Any, ...]]
+    exchange: Exchange | None = None
+    is_shown: bool = False
+
+    def size(self) -> int:
+        """The bytes that count against the bound."""
+        answer = self.exchange.body if self.exchange is not None else None
+        return len(self.body) + len(answer or b"")
+
+    def write(self) -> str:
+        """Returns it as JSON."""
+        return json.dumps(
+            {
+                "n": self.number,
+                "t": self.at,
+                "status": self.status,
+                "fault": None if self.fault == Fault() else str(self.fault),
+                "latency": self.latency,
+                "refusal": self.refusal,
+                "session": self.session,
+                "total": self.total,
+                "accepted": self.accepted,
+                "refused": self.refused,
+                "twice": self.twice,
+                "taken": self.fault.processes_events(),
+                "told": self.fault.tells(),
+                "codes": self.codes,
+                "types": self.types,
+                "odd": self.odd,
+                "body": self.body[:ROW_BODY].decode(errors="replace"),
+                "cut": len(self.body) > ROW_BODY,
+            },
+            separators=(",", ":"),
+        )
+
+
+@attrs.define(eq=False)
+class Cursor:
+    """How far a page has read.
+
+    Attributes:
+        epoch: Which record it has read; another one begins when the record is cleared.
+        row: The place of the next request.
+        late: The place of the next latency that came after its request was shown.
+    """
+
+    epoch: str
+    row: int
+    late: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}.{self.row}.{self.late}"
+
+
+@attrs.frozen
+class News:
+    """What a page has not seen yet.
+
+    Attributes:
+        rows: Requests, each as JSON.
+        late: Pairs of a request's number and its latency in milliseconds.
+        missed: How many requests are no longer kept, and were never shown to this page.
+        has_more: True if more requests are waiting.
+    """
+
+    rows: list[str]
+    late: list[tuple[int, int]]
+    missed: int
+    has_more: bool
+
+
+class Live:
+    """The requests that a page can show, and the counters.
+
+    Args:
+        run: Tells this sandbox from another one that was here before.
+        kept: How many requests are kept.
+        kept_bytes: How many bytes of bodies and answers are kept.
+    """
+
+    def __init__(self, run: str, *, kept: int = KEPT, kept_bytes: int = KEPT_BYTES) -> None:
+        self._run, self._kept, self._kept_bytes = run, kept, kept_bytes
+        self._cleared = 0
+        self._forget_all()
+
+    def _forget_all(self) -> None:
+        self._entries: deque[Entry] = deque()
+        self._first = 0  # the place of the oldest entry
+        self._by_number: dict[int, Entry] = {}
+        self._bytes = 0
+        self._late: deque[tuple[int, int]] = deque(maxlen=_LATE_KEPT)
+        self._late_count = 0
+        self._accepted_first: dict[tuple[Any, ...], int] = {}
+        self._sessions: Counter[str] = Counter()
+        self.totals: dict[str, int] = dict.fromkeys(
+            ("requests", "accepted", "refused", "twice", "sessions"), 0
+        )
+
+    @property
+    def epoch(self) -> str:
+        """Which record this is."""
+        return f"{self._run}-{self._cleared}"
+
+    def clear(self) -> None:
+        """Forgets all requests and counters. Every page begins again."""
+        self._cleared += 1
+        self._forget_all()
+
+    # What happens.
+
+    def add(self, recorded: RecordedRequest, *, at: float) -> Entry:
+        """Takes a request that was judged at the UNIX time `at`, and returns its place for `answered`."""
+        events = recorded.events
+        total = len(events)
+        if recorded.refusal is not None and recorded.refusal.status == 422:
+            total = len(events_of(recorded.body))
+        refusal = None
+        if recorded.refusal is not None:
+            problem = recorded.refusal.problem
+            refusal = (recorded.refusal.status, problem.code, problem.message)
+        odd: dict[int, dict[str, Any]] = {}
+        keys: set[tuple[Any, ...]] = set()
+        for index, item in enumerate(events):
+            if item.errors:
+                odd[index] = {"errors": [[error.code, error.message] for error in item.errors]}
+            elif item.is_accepted:
+                key = _key(item)
+                before = self._accepted_first.setdefault(key, recorded.number)
+                if before != recorded.number or key in keys:
+                    odd[index] = {"before": before}
+                else:
+                    keys.add(key)
+        codes = {error.code for item in events for error in item.errors}
+        accepted = sum(item.is_accepted for item in events)
+        entry = Entry(
+            number=recorded.number,
+            at=int(at * 1000),
+            fault=recorded.fault,
+            status=recorded.status,
+            latency=None,
+            refusal=refusal,
+            session=_first_session(events),
+            total=total,
+            accepted=accepted,
+            refused=total if refusal else sum(bool(item.errors) for item in events),
+            twice=sum("before" in what for what in odd.values()),
+            codes=(refusal[1],) if refusal else tuple(sorted(codes)),
+            types=tuple({str(item.event.get("eventType"))[:_NAME]: None for item in events}),
+            odd=odd,
+            headers=recorded.headers,
+            body=recorded.body,
+            keys=frozenset(keys),
+        )
+        self._count(entry)
+        self._entries.append(entry)
+        self._by_number[entry.number] = entry
+        self._bytes += entry.size()
+        self._trim()
+        return entry
+
+    def _count(self, entry: Entry) -> None:
+        totals = self.totals
+        totals["requests"] += 1
+        totals["accepted"] += entry.accepted
+        totals["refused"] += entry.refused
+        totals["twice"] += entry.twice
+        if entry.session is not None:
+            totals["sessions"] += entry.session not in self._sessions
+            self._sessions[entry.session] += 1
+
+    def _trim(self) -> None:
+        while len(self._entries) > self._kept or (self._bytes > self._kept_bytes and len(self._entries) > 1):
+            gone = self._entries.popleft()
+            self._first += 1
+            self._bytes -= gone.size()
+            del self._by_number[gone.number]
+            for key in gone.keys:
+                self._accepted_first.pop(key, None)
+            if gone.session is not None:
+                self._sessions[gone.session] -= 1
+                if not self._sessions[gone.session]:
+                    del self._sessions[gone.session]
+
+    def answered(self, entry: Entry, *, latency: float | None, exchange: Exchange) -> None:
+        """Takes the answer of a request, `latency` seconds after the request; `None` if there was none."""
+        if self._by_number.get(entry.number) is not entry:  # It is no longer kept.
+            return
+        entry.latency = None if latency is None else round(latency * 1000)
+        self._bytes -= entry.size()
+        entry.exchange = exchange
+        self._bytes += entry.size()
+        if entry.is_shown and entry.latency is not None:
+            self._late.append((entry.number, entry.latency))
+            self._late_count += 1
+
+    # What a page reads.
+
+    def begin(self, last: str | None = None) -> tuple[Cursor, bool]:
+        """Returns a page's cursor, and True if it goes on where `last`, a written cursor, has stopped."""
+        epoch, _, places = (last or "").partition(".")
+        row, _, late = places.partition(".")
+        if epoch == self.epoch and row.isdecimal() and late.isdecimal():
+            end = self._first + len(self._entries)
+            return Cursor(epoch, min(int(row), end), min(int(late), self._late_count)), True
+        return Cursor(self.epoch, self._first, self._late_count), False
+
+    def end(self) -> int:
+        """The place after the newest request."""
+        return self._first + len(self._entries)
+
+    def read(self, cursor: Cursor, most: int) -> News:
+        """Returns what is new, with at most `most` requests, and moves the cursor."""
+        missed = max(0, self._first - cursor.row)
+        place = cursor.row + missed
+        rows: list[str] = []
+        size = 0
+        while place < self.end() and len(rows) < most and size < _MESSAGE_BYTES:
+            entry = self._entries[place - self._first]
+            entry.is_shown = True
+            rows.append(entry.write())
+            size += len(rows[-1])
+            place += 1
+        first_late = self._late_count - len(self._late)
+        start = max(0, cursor.late - first_late)
+        late = [self._late[index] for index in range(start, len(self._late))]
+        cursor.row, cursor.late = place, self._late_count
+        return News(rows, late, missed, place < self.end())
+
+    def detail(self, number: int) -> dict[str, Any] | None:
+        """Returns the bodies and headers of a request; `None` if it is not kept."""
+        entry = self._by_number.get(number)
+        if entry is None:
+            return None
+        exchange = entry.exchange
+        answer = exchange.body if exchange is not None else None
+        return {
+            "body": _text(entry.body),
+            "answer": None if answer is None else _text(answer),
+            "note": exchange.note if exchange is not None else "",
+            "request": list(entry.headers.items()),
+            "response": list(exchange.headers.items()) if exchange is not None else [],
+            "cut": len(entry.body) > DETAIL_BODY or len(answer or b"") > DETAIL_BODY,
+        }
+
+
+def _key(item: RecordedEvent) -> tuple[Any, ...]:
+    """Returns what is the same for events that are equal in every field, as the audit compares them."""
+    event = item.event
+    return (
+        event.get("eventType"),
+        event.get("eventTime"),
+        event.get("parentGuid"),
+        event.get("sessionId"),
+        event.get("clientUniqueId"),
+        tuple((pair["name"], pair["value"]) for pair in event.get("metadata", ())),
+    )
+
+
+def _first_session(events: tuple[RecordedEvent, ...]) -> str | None:
+    for item in events:
+        if session := item.event.get("sessionId"):
+            return str(session)[:_NAME]
+    return None
+
+
+def _text(body: bytes) -> str:
+    return body[:DETAIL_BODY].decode(errors="replace")
