@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from typing import Any, Final
 
 import click
 from rich.console import Console
 
 from rokt_events_async.sandbox import ECHO_FORMS, FAULTS, Echo, RecordedRequest, Sandbox
+
+_EXPOSED: Final = (
+    "Every machine that reaches this address can send it events: use it in a network of your own only. "
+    "The page needs the token in its address. An application in another container sets "
+    "ROKT_ENDPOINT to this container's name, and ROKT_ALLOW_HTTP=1."
+)
 
 
 class _Rates(click.ParamType[Any]):
@@ -43,7 +49,8 @@ class _Latency(click.ParamType[Any]):
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Loopback address to listen on.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--expose", is_flag=True, help="Let --host be other than loopback, for containers.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8787, show_default=True, help="0 takes a free one."
 )
@@ -67,13 +74,21 @@ class _Latency(click.ParamType[Any]):
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the faults and the latency.")
 def sandbox(
     host: str,
+    expose: bool,  # noqa: FBT001 -- by click
     port: int,
     echoes: tuple[str, ...],
     faults: tuple[tuple[str, float], ...],
     latency: tuple[float, float],
     seed: int,
 ) -> int:
-    """Serves the Server Events API on loopback until Ctrl-C, and logs a line for each request."""
+    """Serves the Server Events API on loopback until Ctrl-C, with a live page to watch it.
+
+    Logs a line for each request. With --host 0.0.0.0 --expose other containers reach it.
+
+    \b
+    Example:
+      rokt-events sandbox --fault 503=0.05 --latency 0.01-0.2
+    """
     console = Console(highlight=False, soft_wrap=True)
 
     def log(request: RecordedRequest) -> None:
@@ -89,11 +104,13 @@ def sandbox(
             seed=seed,
             on_request=log,
             history=1000,
+            page=True,
+            expose=expose,
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     try:
-        asyncio.run(_serve(served, console))
+        asyncio.run(_serve(served, console, exposed=expose))
     except OSError as error:
         raise click.UsageError(f"cannot listen on {host} port {port}: {error.strerror}") from None
     except KeyboardInterrupt:
@@ -101,7 +118,7 @@ def sandbox(
     return 0
 
 
-async def _serve(served: Sandbox, console: Console) -> None:
+async def _serve(served: Sandbox, console: Console, *, exposed: bool) -> None:
     async with served:
         credentials = served.credentials
         console.print("Serving the Server Events API. An application that talks to it needs")
@@ -110,5 +127,8 @@ async def _serve(served: Sandbox, console: Console) -> None:
         console.print(f"  export ROKT_TAG_ID={credentials.tag_id}")
         console.print(f"  export ROKT_ENDPOINT={served.url}")
         console.print(f'  Emitter(endpoint="{served.url}")')
+        console.print(f"Watch it, and make it misbehave, at {served.page_url}")
+        if exposed:
+            console.print(_EXPOSED, style="bold yellow")
         console.print("Ctrl-C stops it.")
         await asyncio.Event().wait()

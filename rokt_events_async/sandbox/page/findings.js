@@ -1,0 +1,104 @@
+/* What a session's events say: the usual sequence, what is missing, what is doubled. */
+import { many, short } from './text.js';
+import { eventsOf, labelOf, sameAs, state } from './store.js';
+
+/** The usual sequence, then what is none of it: id, name, letter. */
+export const LANES = [
+  ['placement', 'Placement', 'P'],
+  ['slot', 'Slot', 'S'],
+  ['creative', 'Creative', 'C'],
+  ['viewed', 'Viewed', 'V'],
+  ['response', 'Response', 'R'],
+  ['other', 'Unknown', '?'],
+];
+
+const IMPRESSIONS = {
+  ImpressionPlacement: 'placement',
+  ImpressionSlot: 'slot',
+  ImpressionCreative: 'creative',
+};
+
+function laneOf(e) {
+  if (e.type === 'SignalViewed') return 'viewed';
+  if (e.type === 'SignalResponse') return 'response';
+  if (e.type !== 'SignalImpression') return 'other';
+  const label = labelOf(e);
+  return Object.hasOwn(IMPRESSIONS, label) ? IMPRESSIONS[label] : 'other';
+}
+
+function collect(ses) {
+  const byEvent = new Map();
+  for (const r of ses.requests) {
+    for (const e of eventsOf(r)) {
+      const key = sameAs(e);
+      let it = byEvent.get(key);
+      if (!it) {
+        it = { e, lane: laneOf(e), at: Date.parse(e.time) || r.t, accepted: 0, errors: [], numbers: [] };
+        byEvent.set(key, it);
+      }
+      it.numbers.push(r.n);
+      if (e.ok) it.accepted++;
+      if (e.errors.length) it.errors = e.errors;
+      else if (r.refusal) it.errors = [[r.refusal[1], r.refusal[2]]];
+    }
+  }
+  return [...byEvent.values()].sort((a, b) => a.at - b.at || a.numbers[0] - b.numbers[0]);
+}
+
+/** Returns the session's events in order, and lines on them: [tone, icon, text]. */
+export function findings(ses) {
+  if (ses.foundFor === ses.version) return ses.found;
+  ses.foundFor = ses.version;
+  const events = collect(ses);
+  const taken = events.filter((x) => x.accepted);
+  const has = (lane) => taken.some((x) => x.lane === lane);
+  const parents = (lane) => new Set(taken.filter((x) => x.lane === lane).map((x) => x.e.parent));
+  const creatives = parents('creative');
+  const viewed = parents('viewed');
+  const later = (from) => LANES.slice(from, 5).some(([id]) => has(id)); // one that has only begun misses nothing yet
+  const isWhole = !ses.trimmed && !state.missed;
+  const gone = isWhole
+    ? [!has('placement') && later(1) && 'placement', !has('slot') && later(2) && 'slot'].filter(Boolean)
+    : [];
+  const lines = gone.map((lane) => ['part', 'warn', `No ${lane} impression was accepted.`]);
+  const orphans = isWhole ? taken.filter((x) => x.lane === 'viewed' && !creatives.has(x.e.parent)) : [];
+  if (orphans.length) {
+    const ids = orphans.map((x) => short(x.e.parent)).join(', ');
+    lines.push(['part', 'warn', `${many(orphans.length, 'creative')} viewed without an impression: ${ids}.`]);
+  }
+  const missing = lines.length;
+  const twice = events.filter((x) => x.accepted > 1);
+  if (twice.length) {
+    const numbers = [...new Set(twice.flatMap((x) => x.numbers))].join(', ');
+    lines.push([
+      'part',
+      'twice',
+      `${many(twice.length, 'event')} accepted more than once, in requests ${numbers}.`,
+    ]);
+  }
+  const refused = events.filter((x) => x.errors.length && !x.accepted);
+  if (refused.length) {
+    const codes = [...new Set(refused.flatMap((x) => x.errors.map(([code]) => code)))].join(', ');
+    lines.push(['bad', 'bad', `${many(refused.length, 'event')} refused: ${codes}.`]);
+  }
+  const waiting = events.filter((x) => !x.accepted && !x.errors.length);
+  if (waiting.length)
+    lines.push(['none', 'none', `${many(waiting.length, 'event')} sent but not taken yet.`]);
+  const unseen = [...creatives].filter((id) => !viewed.has(id));
+  if (unseen.length) {
+    const it = unseen.length === 1 ? 'it' : 'them';
+    lines.push([
+      'none',
+      'info',
+      `${many(unseen.length, 'creative')} not viewed. That is normal if the customer did not scroll to ${it}.`,
+    ]);
+  }
+  if (!has('response'))
+    lines.push(['none', 'info', 'No response. That is normal: most customers do not choose.']);
+  if (!isWhole)
+    lines.push(['none', 'info', 'Some requests are not shown any more, so what is missing cannot be said.']);
+  else if (!lines.some(([kind]) => kind === 'part' || kind === 'bad'))
+    lines.unshift(['ok', 'ok', 'Complete: nothing missing, nothing doubled.']);
+  ses.found = { events, lines, missing, creatives, viewed, gone };
+  return ses.found;
+}
