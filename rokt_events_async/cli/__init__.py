@@ -11,17 +11,27 @@ try:
     import click
 
     from rokt_events_async.cli import check, dead_letters, demo, journal, queue, relay, sandbox, send
+    from rokt_events_async.cli._help import Group
 except ModuleNotFoundError as _error:  # pragma: no cover -- a test runs it in a process without the extra
     raise SystemExit(
         f"rokt-events: the command line needs {_error.name}: pip install 'rokt_events_async[cli]'"
     ) from None
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Group,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    examples=(
+        "rokt-events demo --watch",
+        "rokt-events check",
+        'eval "$(_ROKT_EVENTS_COMPLETE=bash_source rokt-events)"  # completion',
+    ),
+)
 @click.version_option(__version__, prog_name="rokt-events")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Try and test rokt_events_async without Rokt."""
+    """Try, test and operate rokt_events_async."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 

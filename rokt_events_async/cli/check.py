@@ -18,6 +18,7 @@ from rich.console import Console
 from yarl import URL
 
 from rokt_events_async import Credentials, InvalidSettingError, __version__
+from rokt_events_async.cli._help import Command
 from rokt_events_async.settings import choose_endpoint
 
 _SKEW: Final = 60.0
@@ -46,19 +47,22 @@ class Step:
     hint: str = ""
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "rokt-events check",
+        "rokt-events check --json --timeout 3",
+    ),
+)
 @click.option("--endpoint", metavar="URL", help="By default ROKT_ENDPOINT, or production.")
 @click.option("--timeout", type=float, default=10.0, show_default=True, help="Seconds for each step.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(endpoint: str | None, timeout: float, as_json: bool) -> int:  # noqa: FBT001 -- by click
-    r"""Looks whether endpoint, network, TLS and credentials are right.
+    """Looks whether network, TLS and credentials are right.
 
     It posts an empty list of events, which records nothing. The specification answers that with 422
     NoEventsProvided; whether Rokt looks at the credentials first it does not say. So the answer can only be
     "not refused". The exit status is 1 if something is wrong.
-
-    \b
-    Example: ROKT_ENDPOINT=https://server-api-demo.rokt.com/v1/partner/events rokt-events check
     """
     if not timeout > 0:
         raise click.UsageError(f"--timeout must be more than 0 seconds, got {timeout:g}")

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress
 from rich.table import Table
 
 from rokt_events_async import RoktEventsError
+from rokt_events_async.cli._help import Group
 from rokt_events_async.cli._queues import fail, queue_option, to_queue
 from rokt_events_async.outcomes import DeadLetter
 from rokt_events_async.relay.letters import event_of, why_not_replay
@@ -27,7 +28,7 @@ _WIDTH: Final = 240
 """Characters of a line where the output is no terminal."""
 
 
-@click.group("dead-letters")
+@click.group("dead-letters", cls=Group, examples=("rokt-events dead-letters list",))
 def dead_letters() -> None:
     """Looks at what relays gave up, and publishes it again."""
 
@@ -58,7 +59,7 @@ class _Choice:
         return event is not None and event.session_id == self.session_id
 
 
-@dead_letters.command("list")
+@dead_letters.command("list", examples=("rokt-events dead-letters list --outcome failed",))
 @_options
 @click.option(
     "--limit", type=click.IntRange(1), default=50, show_default=True, help="The most that are shown."
@@ -71,7 +72,7 @@ def list_(
     limit: int,
     as_json: bool,  # noqa: FBT001 -- by click
 ) -> int:
-    """Lists them, the oldest first."""
+    """Lists dead letters, the oldest first."""
 
     async def look(source: EventQueue) -> list[DeadLetter]:
         found: list[DeadLetter] = []
@@ -107,11 +108,11 @@ def list_(
     return 0
 
 
-@dead_letters.command()
+@dead_letters.command(examples=("rokt-events dead-letters show 17-0",))
 @click.argument("letter_id")
 @queue_option
 def show(letter_id: str, queue: str | None) -> int:
-    """Prints one as JSON, with its event and Rokt's reasons."""
+    """Prints one with its event and Rokt's reasons."""
 
     async def look(source: EventQueue) -> DeadLetter | None:
         async with aclosing(_walk(source, _Choice((letter_id,)))) as letters:
@@ -125,7 +126,7 @@ def show(letter_id: str, queue: str | None) -> int:
     return 0
 
 
-@dead_letters.command()
+@dead_letters.command(examples=("rokt-events dead-letters replay --outcome failed",))
 @click.argument("letter_ids", nargs=-1)
 @_options
 @click.option("--all", "everything", is_flag=True, help="All of them.")
@@ -136,7 +137,9 @@ def replay(
     outcome: str | None,
     everything: bool,  # noqa: FBT001 -- by click
 ) -> int:
-    """Publishes dead letters again: those with the given ids, of a session, of an outcome, or --all.
+    """Publishes dead letters again.
+
+    Those with the given ids, of a session, of an outcome, or --all.
 
     Each is published and removed in one step: to call it twice publishes it once, and Ctrl-C leaves nothing
     half done. Expired and unreadable ones are refused. Unconfirmed ones may count twice. The exit status is
@@ -176,7 +179,7 @@ async def _replay(source: EventQueue, choice: _Choice) -> tuple[int, dict[str, i
     return replayed, refused
 
 
-@dead_letters.command()
+@dead_letters.command(examples=("rokt-events dead-letters delete --session ID",))
 @click.argument("letter_ids", nargs=-1)
 @_options
 @click.option("--all", "everything", is_flag=True, help="All of them.")
@@ -187,7 +190,10 @@ def delete(
     outcome: str | None,
     everything: bool,  # noqa: FBT001 -- by click
 ) -> int:
-    """Deletes dead letters: those with the given ids, of a session, of an outcome, or --all."""
+    """Deletes dead letters.
+
+    Those with the given ids, of a session, of an outcome, or --all.
+    """
     choice = _choose(letter_ids, session_id, outcome, everything=everything)
 
     async def run(source: EventQueue) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 import uuid
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import attrs
@@ -26,6 +27,7 @@ from rokt_events_async import (
     PartnerEvent,
     Receipt,
 )
+from rokt_events_async.cli._help import Command
 from rokt_events_async.cli.fleet import run_fleet
 from rokt_events_async.sandbox import Sandbox
 from rokt_events_async.testing import Claim, claim_of, disagreements
@@ -42,20 +44,80 @@ _BAD_EVENTS: Final = 5
 _EXAMPLES: Final = 3
 
 
-@click.command()
+@attrs.frozen(kw_only=True)
+class _Pace:
+    """How the demo is played.
+
+    Attributes:
+        faults: The sandbox's faults, each with its rate.
+        latency: The bounds of its latency in seconds.
+        spread: Seconds within which all sessions begin, of their number.
+        gap: Seconds between two events of a session.
+        bad: Every so many sessions has an event that the API refuses; `None` for the first few alone.
+        has_page: True to serve the page, and go on serving it at the end.
+    """
+
+    faults: dict[Any, float]
+    latency: tuple[float, float]
+    spread: Callable[[int], float]
+    gap: tuple[float, float]
+    bad: int | None
+    has_page: bool
+
+    def is_bad(self, index: int) -> bool:
+        return index < _BAD_EVENTS if self.bad is None else index % self.bad == 0
+
+    def __str__(self) -> str:
+        shares = ", ".join(f"{rate:.0%} {fault}" for fault, rate in self.faults.items())
+        shortest, longest = (round(bound * 1000) for bound in self.latency)
+        return f"{shares} of requests, {shortest} to {longest} ms latency"
+
+
+_FAST: Final = _Pace(
+    faults={503: 0.05},
+    latency=(0.005, 0.05),
+    spread=lambda sessions: min(sessions / _SESSIONS_PER_SECOND, _LONGEST),
+    gap=(0.05, 0.05),
+    bad=None,
+    has_page=False,
+)
+_WATCHED: Final = _Pace(
+    faults={503: 0.05, "reset-after": 0.02, "429-retry-after": 0.01, "slow": 0.02},
+    latency=(0.02, 0.3),
+    spread=lambda sessions: sessions / 3,
+    gap=(0.2, 2.0),
+    bad=15,
+    has_page=True,
+)
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "rokt-events demo",
+        "rokt-events demo --watch",
+        "rokt-events demo --fleet",
+    ),
+)
 @click.option(
     "--sessions", type=click.IntRange(1, 100_000), default=300, show_default=True, help="Checkout sessions."
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Seed of the traffic and the faults.")
 @click.option("--fleet", is_flag=True, help="Four publishers, a real Valkey, two relays, one of them killed.")
-def demo(sessions: int, seed: int, fleet: bool) -> int:  # noqa: FBT001 -- by click
-    """Plays a shop's traffic against a sandbox with faults, and compares both accounts.
+@click.option("--watch", is_flag=True, help="Play slowly, with more faults, on the sandbox's live page.")
+def demo(sessions: int, seed: int, fleet: bool, watch: bool) -> int:  # noqa: FBT001 -- by click
+    """Plays a shop against a sandbox, and compares accounts.
 
-    With --fleet the events go through a queue, and nothing must be lost when a relay is killed. The exit
+    The sandbox has faults, some events are bad, and each must end as the sandbox has recorded it.
+
+    With --fleet the events go through a queue, and nothing must be lost when a relay is killed. With --watch
+    the demo prints an address to open in a browser, and plays slowly enough to be watched there. The exit
     status is 1 if the accounts differ.
     """
+    if fleet and watch:
+        raise click.UsageError("--fleet and --watch cannot be used together: a fleet has no page")
     try:
-        return asyncio.run(run_fleet(seed) if fleet else _demo(sessions, seed))
+        return asyncio.run(run_fleet(seed) if fleet else _demo(sessions, seed, _WATCHED if watch else _FAST))
     except KeyboardInterrupt:
         raise click.Abort from None
 
@@ -73,30 +135,49 @@ class _Tally:
         self.claims.append(claim_of(delivery.event, outcome))
 
 
-async def _demo(sessions: int, seed: int) -> int:
+async def _demo(sessions: int, seed: int, pace: _Pace) -> int:
     console = Console(soft_wrap=True)
     luck = random.Random(seed)  # noqa: S311 -- traffic, no secret
     tally = _Tally()
     started = time.monotonic()
-    sandbox = Sandbox(faults={503: 0.05}, latency=(0.005, 0.05), seed=seed)
-    console.print(
-        f"{sessions} checkout sessions against a sandbox: 5 % of requests answered 503, 5 to 50 ms latency"
-    )
-    async with sandbox, Emitter(sandbox.credentials, endpoint=sandbox.url) as emitter:
-        plans = [list(_session(luck, is_bad=index < _BAD_EVENTS)) for index in range(sessions)]
-        spread = min(sessions / _SESSIONS_PER_SECOND, _LONGEST)
-        shops = [_play(emitter, plan, luck.uniform(0, spread), tally) for plan in plans]
-        watch = asyncio.create_task(_watch(console, emitter, sum(map(len, plans))))
-        try:
-            await asyncio.gather(*shops)
-        finally:
-            watch.cancel()
-            await asyncio.wait([watch])
-        await emitter.aclose()
-        stats = emitter.stats
-    _print_account(console, stats, time.monotonic() - started)
-    _print_rejections(console, tally)
-    return _print_verdict(console, sandbox, tally)
+    sandbox = Sandbox(faults=pace.faults, latency=pace.latency, seed=seed, page=pace.has_page)
+    console.print(f"{sessions} checkout sessions against a sandbox: {pace}")
+    async with sandbox:
+        if pace.has_page:
+            console.print(f"Watch it at {sandbox.page_url}", style="bold")
+        async with Emitter(sandbox.credentials, endpoint=sandbox.url) as emitter:
+            await _play_all(console, emitter, sessions, luck, tally, pace)
+            await emitter.aclose()
+            stats = emitter.stats
+        _print_account(console, stats, time.monotonic() - started)
+        _print_rejections(console, tally)
+        status = _print_verdict(console, sandbox, tally)
+        if pace.has_page:
+            console.print(f"The page stays at {sandbox.page_url} until Ctrl-C.")
+            await _interrupted()
+    return status
+
+
+async def _interrupted() -> None:
+    """Waits until Ctrl-C, which is the usual end here."""
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.Event().wait()
+
+
+async def _play_all(
+    console: Console, emitter: Emitter, sessions: int, luck: random.Random, tally: _Tally, pace: _Pace
+) -> None:
+    plans = [list(_session(luck, is_bad=pace.is_bad(index))) for index in range(sessions)]
+    shops = []
+    for plan in plans:
+        delays = [luck.uniform(0, pace.spread(sessions)), *(luck.uniform(*pace.gap) for _ in plan[1:])]
+        shops.append(_play(emitter, plan, delays, tally))
+    watch = asyncio.create_task(_watch(console, emitter, sum(map(len, plans))))
+    try:
+        await asyncio.gather(*shops)
+    finally:
+        watch.cancel()
+        await asyncio.wait([watch])
 
 
 def _session(luck: random.Random, *, is_bad: bool) -> Iterator[PartnerEvent]:
@@ -127,12 +208,11 @@ def _guid(luck: random.Random) -> str:
     return str(uuid.UUID(int=luck.getrandbits(128), version=4))
 
 
-async def _play(emitter: Emitter, plan: list[PartnerEvent], delay: float, tally: _Tally) -> None:
-    await asyncio.sleep(delay)
+async def _play(emitter: Emitter, plan: list[PartnerEvent], delays: list[float], tally: _Tally) -> None:
     deliveries = []
-    for event in plan:
+    for event, delay in zip(plan, delays, strict=True):
+        await asyncio.sleep(delay)
         deliveries.append(await emitter.track(event))
-        await asyncio.sleep(0.05)
     for delivery in deliveries:
         try:
             tally.add(delivery, await delivery)

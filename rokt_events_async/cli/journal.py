@@ -13,10 +13,18 @@ from rich.console import Console
 from rich.table import Table
 
 from rokt_events_async import Emitter, InvalidSettingError, Journal, JournalError
+from rokt_events_async.cli._help import Command
 from rokt_events_async.journal.files import JournalFile, age, erase_session, list_files
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "rokt-events journal rokt-journal",
+        "rokt-events journal rokt-journal delete --session ID",
+        "rokt-events journal rokt-journal adopt",
+    ),
+)
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.argument("action", type=click.Choice(["show", "delete", "adopt"]), default="show")
 @click.option("--json", "as_json", is_flag=True, help="With show: print JSON.")
@@ -25,13 +33,14 @@ from rokt_events_async.journal.files import JournalFile, age, erase_session, lis
     "--timeout", type=float, default=60.0, show_default=True, help="With adopt: seconds to send for."
 )
 def journal(directory: Path, action: str, as_json: bool, session_id: str | None, timeout: float) -> int:  # noqa: FBT001 -- by click
-    r"""Looks after the journal in DIRECTORY.
+    """Looks after the journal in DIRECTORY.
 
-    \b
-    show    shows its files, their owners, and what they hold; the default
-    delete  deletes all events of a session, from the files whose owners have ended
-    adopt   sends the events of the files whose owners have ended, with the credentials
-            and the endpoint of the environment
+    `show`, the default, shows its files, their owners, and what they hold.
+
+    `delete` deletes all events of a session, from the files whose owners have ended.
+
+    `adopt` sends the events of the files whose owners have ended, with the credentials and the endpoint of
+    the environment.
     """
     try:
         if action == "adopt":

@@ -12,20 +12,21 @@ from rich.console import Console
 from rich.table import Table
 
 from rokt_events_async import RoktEventsError
+from rokt_events_async.cli._help import Group
 from rokt_events_async.cli._queues import fail, queue_option, to_queue
 from rokt_events_async.relay.queue import Backlog, EventQueue, RelayPresence
 
 
-@click.group()
+@click.group(cls=Group, examples=("rokt-events queue status",))
 def queue() -> None:
     """Looks at a queue."""
 
 
-@queue.command()
+@queue.command(examples=("rokt-events queue status --queue redis://localhost --json",))
 @queue_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(queue: str | None, as_json: bool) -> int:  # noqa: FBT001 -- by click
-    """Prints what waits, what relays hold, who is alive, and how many dead letters there are.
+    """Prints what waits, what relays hold, and who is alive.
 
     The exit status is 1 if entries wait or are pending and no relay is alive.
     """

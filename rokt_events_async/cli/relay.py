@@ -13,12 +13,15 @@ import click
 from aiohttp import web
 
 from rokt_events_async import Emitter, InvalidSettingError, RoktEventsError
+from rokt_events_async.cli._help import Command
 from rokt_events_async.cli._queues import queue_option, to_queue
 from rokt_events_async.relay import Relay, RelayStats
 from rokt_events_async.relay.metrics import as_prometheus
 
 
-@click.command()
+@click.command(
+    cls=Command, examples=("ROKT_QUEUE_URL=redis://localhost rokt-events relay --metrics-port 9102",)
+)
 @queue_option
 @click.option(
     "--flush-interval", type=float, default=2.0, show_default=True, help="Seconds that a batch waits to fill."

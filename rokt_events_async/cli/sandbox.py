@@ -9,6 +9,7 @@ from typing import Any, Final
 import click
 from rich.console import Console
 
+from rokt_events_async.cli._help import Command
 from rokt_events_async.sandbox import ECHO_FORMS, FAULTS, Echo, RecordedRequest, Sandbox
 
 _EXPOSED: Final = (
@@ -48,7 +49,13 @@ class _Latency(click.ParamType[Any]):
             self.fail(f"must be SECONDS or SHORTEST-LONGEST, as in 0.01-0.2, got {value!r}", param, ctx)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "rokt-events sandbox --fault 503=0.05 --latency 0.01-0.2",
+        "rokt-events sandbox --host 0.0.0.0 --expose",
+    ),
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--expose", is_flag=True, help="Let --host be other than loopback, for containers.")
 @click.option(
@@ -59,7 +66,8 @@ class _Latency(click.ParamType[Any]):
     "echoes",
     multiple=True,
     type=click.Choice(list(ECHO_FORMS)),
-    help="Form of the answers; can be repeated.",
+    metavar="FORM",
+    help="Form of the answers; can be repeated. One of: " + ", ".join(ECHO_FORMS) + ".",
 )
 @click.option(
     "--fault",
@@ -81,13 +89,10 @@ def sandbox(
     latency: tuple[float, float],
     seed: int,
 ) -> int:
-    """Serves the Server Events API on loopback until Ctrl-C, with a live page to watch it.
+    """Serves the Server Events API on loopback until Ctrl-C.
 
-    Logs a line for each request. With --host 0.0.0.0 --expose other containers reach it.
-
-    \b
-    Example:
-      rokt-events sandbox --fault 503=0.05 --latency 0.01-0.2
+    It prints the address of a live page to watch it, and logs a line for each request. With --host 0.0.0.0
+    --expose other containers reach it.
     """
     console = Console(highlight=False, soft_wrap=True)
 

@@ -35,6 +35,7 @@ from rokt_events_async import (
     PartnerEvent,
     RetryPolicy,
 )
+from rokt_events_async.cli._help import Command
 from rokt_events_async.cli._progress import ProgressFile
 from rokt_events_async.events import restore, time_problems
 
@@ -92,7 +93,13 @@ def read_event(text: bytes) -> PartnerEvent:
         return PartnerEvent.from_dict(data)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "rokt-events send --dry-run events.jsonl",
+        "rokt-events send --undelivered left.jsonl events.jsonl.gz",
+    ),
+)
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--dry-run", is_flag=True, help="Check every line, and send nothing.")
 @click.option(
@@ -109,15 +116,14 @@ def send(
     resume: bool,  # noqa: FBT001 -- by click
     max_concurrency: int,
 ) -> int:
-    r"""Sends the events of files of JSON lines; - is the standard input, and .gz is read too.
+    """Sends the events of files of JSON lines.
+
+    - is the standard input, and .gz is read too.
 
     Credentials and endpoint come from ROKT_PUB_ID, ROKT_SECRET, ROKT_TAG_ID and ROKT_ENDPOINT. A line that is
     no event is reported, and written to OUT unchanged. A small file beside the input says how far it has
     come, until all is settled. The exit status is 0 if all was delivered, 1 if some was not, 2 for a wrong
     use.
-
-    \b
-    Example: rokt-events send --undelivered left.jsonl events.jsonl.gz
     """
     inputs = _Inputs(files)
     if resume and inputs.path is None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import attrs
+import orjson
 
 from rokt_events_async.sandbox.audit import events_of
 from rokt_events_async.sandbox.faults import Fault
@@ -19,7 +20,7 @@ from rokt_events_async.sandbox.record import RecordedEvent, RecordedRequest
 KEPT: Final = 10_000
 """How many requests are kept."""
 
-KEPT_BYTES: Final = 64 * 1024 * 1024
+KEPT_BYTES: Final = 128 * 1024 * 1024
 """How many bytes of bodies and answers are kept."""
 
 ROW_BODY: Final = 64 * 1024
@@ -67,10 +68,10 @@ class Entry:
     twice: int
     codes: tuple[str, ...]
     types: tuple[str, ...]
-    odd: Mapping[int, Mapping[str, Any]]
+    odd: Mapping[str, Mapping[str, Any]]
     headers: Mapping[str, str]
     body: bytes
-    keys: frozenset[tuple[Any, ...]]
+    keys: tuple[int, ...]
     exchange: Exchange | None = None
     is_shown: bool = False
 
@@ -79,9 +80,9 @@ class Entry:
         answer = self.exchange.body if self.exchange is not None else None
         return len(self.body) + len(answer or b"")
 
-    def write(self) -> str:
+    def write(self) -> bytes:
         """Returns it as JSON."""
-        return json.dumps(
+        return _dump(
             {
                 "n": self.number,
                 "t": self.at,
@@ -101,8 +102,7 @@ class Entry:
                 "odd": self.odd,
                 "body": self.body[:ROW_BODY].decode(errors="replace"),
                 "cut": len(self.body) > ROW_BODY,
-            },
-            separators=(",", ":"),
+            }
         )
 
 
@@ -135,7 +135,7 @@ class News:
         has_more: True if more requests are waiting.
     """
 
-    rows: list[str]
+    rows: list[bytes]
     late: list[tuple[int, int]]
     missed: int
     has_more: bool
@@ -162,7 +162,7 @@ class Live:
         self._bytes = 0
         self._late: deque[tuple[int, int]] = deque(maxlen=_LATE_KEPT)
         self._late_count = 0
-        self._accepted_first: dict[tuple[Any, ...], int] = {}
+        self._accepted_first: dict[int, int] = {}
         self._sessions: Counter[str] = Counter()
         self.totals: dict[str, int] = dict.fromkeys(
             ("requests", "accepted", "refused", "twice", "sessions"), 0
@@ -190,20 +190,22 @@ class Live:
         if recorded.refusal is not None:
             problem = recorded.refusal.problem
             refusal = (recorded.refusal.status, problem.code, problem.message)
-        odd: dict[int, dict[str, Any]] = {}
-        keys: set[tuple[Any, ...]] = set()
+        odd: dict[str, dict[str, Any]] = {}
+        keys: set[int] = set()
+        accepted = twice = 0
         for index, item in enumerate(events):
             if item.errors:
-                odd[index] = {"errors": [[error.code, error.message] for error in item.errors]}
+                odd[str(index)] = {"errors": [[error.code, error.message] for error in item.errors]}
             elif item.is_accepted:
+                accepted += 1
                 key = _key(item)
                 before = self._accepted_first.setdefault(key, recorded.number)
                 if before != recorded.number or key in keys:
-                    odd[index] = {"before": before}
+                    odd[str(index)] = {"before": before}
+                    twice += 1
                 else:
                     keys.add(key)
-        codes = {error.code for item in events for error in item.errors}
-        accepted = sum(item.is_accepted for item in events)
+        codes = {code for what in odd.values() for code, _ in what.get("errors", ())}
         entry = Entry(
             number=recorded.number,
             at=int(at * 1000),
@@ -214,14 +216,14 @@ class Live:
             session=_first_session(events),
             total=total,
             accepted=accepted,
-            refused=total if refusal else sum(bool(item.errors) for item in events),
-            twice=sum("before" in what for what in odd.values()),
+            refused=total if refusal else len(odd) - twice,
+            twice=twice,
             codes=(refusal[1],) if refusal else tuple(sorted(codes)),
-            types=tuple({str(item.event.get("eventType"))[:_NAME]: None for item in events}),
+            types=tuple([str(name)[:_NAME] for name in {item.event.get("eventType") for item in events}]),
             odd=odd,
             headers=recorded.headers,
             body=recorded.body,
-            keys=frozenset(keys),
+            keys=tuple(keys),
         )
         self._count(entry)
         self._entries.append(entry)
@@ -284,7 +286,7 @@ class Live:
         """Returns what is new, with at most `most` requests, and moves the cursor."""
         missed = max(0, self._first - cursor.row)
         place = cursor.row + missed
-        rows: list[str] = []
+        rows: list[bytes] = []
         size = 0
         while place < self.end() and len(rows) < most and size < _MESSAGE_BYTES:
             entry = self._entries[place - self._first]
@@ -315,16 +317,28 @@ class Live:
         }
 
 
-def _key(item: RecordedEvent) -> tuple[Any, ...]:
-    """Returns what is the same for events that are equal in every field, as the audit compares them."""
+def _dump(content: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(content)
+    except TypeError:  # A lone surrogate, which JSON can escape and UTF-8 cannot hold.
+        return json.dumps(content).encode()
+
+
+def _key(item: RecordedEvent) -> int:
+    """Returns a hash that is the same for events that are equal in every field, as the audit compares them.
+
+    A hash, since a quarter of a million tuples would keep the collector busy.
+    """
     event = item.event
-    return (
-        event.get("eventType"),
-        event.get("eventTime"),
-        event.get("parentGuid"),
-        event.get("sessionId"),
-        event.get("clientUniqueId"),
-        tuple((pair["name"], pair["value"]) for pair in event.get("metadata", ())),
+    return hash(
+        (
+            event.get("eventType"),
+            event.get("eventTime"),
+            event.get("parentGuid"),
+            event.get("sessionId"),
+            event.get("clientUniqueId"),
+            tuple([(pair["name"], pair["value"]) for pair in event.get("metadata", ())]),
+        )
     )
 
 

@@ -214,7 +214,7 @@ class Page:
         settings = self._behaviour.shown()
         hello = self._hello(request, settings, goes_on=goes_on)
         try:
-            await response.write(_message("hello", json.dumps(hello), cursor))
+            await response.write(_message("hello", json.dumps(hello).encode(), cursor))
             await self._follow(request, response, cursor, settings)
         except ConnectionError:  # The page was closed.
             pass
@@ -232,17 +232,18 @@ class Page:
         while not self._stopping.is_set() and not is_gone(request):
             if cursor.epoch != self._live.epoch:
                 cursor, history = self._live.begin()[0], 0
-                await response.write(_message("cleared", json.dumps({"totals": self._live.totals}), cursor))
+                cleared = json.dumps({"totals": self._live.totals}).encode()
+                await response.write(_message("cleared", cleared, cursor))
             is_new = cursor.row >= history
             news = self._live.read(cursor, ROWS_PER_TICK if is_new else _ROWS_PER_SLICE)
             if settings != self._behaviour.shown():
                 settings = self._behaviour.shown()
-                await response.write(_message("settings", json.dumps(settings)))
+                await response.write(_message("settings", json.dumps(settings).encode()))
             if news.missed or news.rows or news.late or totals != self._live.totals:
                 totals, silent = dict(self._live.totals), 0
                 rest = {"late": news.late, "missed": news.missed, "totals": totals}
-                text = f'{{"rows":[{",".join(news.rows)}],{json.dumps(rest)[1:]}'
-                await response.write(_message("requests", text, cursor))
+                data = b'{"rows":[%b],%b' % (b",".join(news.rows), json.dumps(rest)[1:].encode())
+                await response.write(_message("requests", data, cursor))
             elif (silent := silent + 1) % _SILENT_TICKS == 0:
                 await response.write(b": still here\n\n")
             await self._pause(TICK if is_new or not news.has_more else 0)
@@ -365,10 +366,10 @@ def _echo(names: object) -> Echo:
         raise _WrongError("echo", str(error)) from None
 
 
-def _message(kind: str, data: str, cursor: Cursor | None = None) -> bytes:
+def _message(kind: str, data: bytes, cursor: Cursor | None = None) -> bytes:
     """Returns a server-sent event. JSON has no raw line breaks, so it is one line of data."""
     place = f"id: {cursor}\n" if cursor is not None else ""
-    return f"event: {kind}\n{place}data: {data}\n\n".encode()
+    return f"event: {kind}\n{place}data: ".encode() + data + b"\n\n"
 
 
 def _json(status: int, content: Any) -> web.Response:

@@ -9,9 +9,11 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
+import click
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
@@ -81,6 +83,42 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search("Usage: rokt-events|rokt-events, version", capsys.readouterr().out)
 
 
+def commands(command: click.Command, *names: str) -> Iterator[tuple[str, ...]]:
+    """All commands, down to the last."""
+    yield names
+    if isinstance(command, click.Group):
+        for name, below in command.commands.items():
+            yield from commands(below, *names, name)
+
+
+@pytest.mark.parametrize("names", list(commands(cli.cli)), ids=" ".join)
+def test_every_help_fits_and_has_an_example(
+    names: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """80 columns, whatever the terminal; the example begins as it is typed, and names options that exist."""
+    monkeypatch.setenv("COLUMNS", "200")
+    run(*names, "--help")
+    printed = capsys.readouterr().out
+
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "\\b" not in printed
+    shown = re.split(r"\nExamples?:\n", printed)[1]
+    assert all(re.match(r"  (ROKT_\w+=\S+ |eval \S+)?.*rokt-events ?", line) for line in shown.splitlines())
+    for option in re.findall(r" (--[a-z-]+)", shown) if names else ():
+        assert option in printed.split("Options:")[1]
+    _, _, summaries = printed.split("Example")[0].partition("Commands:")
+    assert "..." not in summaries, "none is cut"
+
+
+def test_the_shell_completes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The commands that begin so."""
+    for name, value in {"COMP_WORDS": "rokt-events se", "COMP_CWORD": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("_ROKT_EVENTS_COMPLETE", "bash_complete")
+    assert run() == (0, "")
+    assert capsys.readouterr().out.split() == ["plain,send"]
+
+
 def test_the_demo_agrees(capsys: pytest.CaptureFixture[str]) -> None:
     """A small one: what was accepted and what became of it, some rejections, and both accounts."""
     status, _ = run("demo", "--sessions", "12", "--seed", "5")
@@ -132,7 +170,7 @@ async def test_a_demo_hears_of_every_end(capsys: pytest.CaptureFixture[str]) -> 
     tally = demo._Tally()
     async with Sandbox(faults={404: 1.0}) as down:
         async with Emitter(down.credentials, endpoint=down.url) as emitter:
-            await demo._play(emitter, [event()], 0, tally)
+            await demo._play(emitter, [event()], [0], tally)
 
     assert [claim.outcome for claim in tally.claims] == ["failed"]
     demo._print_rejections(Console(), tally)
