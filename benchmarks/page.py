@@ -111,17 +111,17 @@ async def longest_task(rows: int, per_second: int, seconds: float) -> float:
             return longest
 
 
-async def rate(seconds: float, *, page: bool) -> float:
+async def rate(rows: int, seconds: float, *, page: bool) -> float:
     """Returns the requests/s of a sandbox, without the page, or with it open in a browser."""
     with Sandbox(page=page, history=1) as sandbox:
         async with aiohttp.ClientSession() as session:
             load = Load(sandbox, session)
+            await load.many(rows)  # As it is after a while: as many are forgotten as come.
             if not page:
-                await load.rate(seconds / 4)
                 return await load.rate(seconds)
             async with browser_page() as open_page:
                 await open_page.goto(sandbox.page_url)
-                await load.rate(seconds / 4)
+                await asyncio.sleep(2)
                 return await load.rate(seconds)
 
 
@@ -140,7 +140,7 @@ def main(runs: int, rows: int, per_second: int, seconds: float) -> None:
     )
     pairs = []
     for number in range(runs + 1):
-        pair = [asyncio.run(rate(seconds, page=page)) for page in (False, True)]
+        pair = [asyncio.run(rate(rows, seconds, page=page)) for page in (False, True)]
         if number:  # The first warms up.
             pairs.append(pair)
     ratio = Spread.of([with_page / without for without, with_page in pairs])

@@ -190,21 +190,13 @@ class Live:
         if recorded.refusal is not None:
             problem = recorded.refusal.problem
             refusal = (recorded.refusal.status, problem.code, problem.message)
+        new = dict.fromkeys([item.identity for item in events], recorded.number)
+        accepted = sum(item.is_accepted for item in events)
         odd: dict[str, dict[str, Any]] = {}
-        keys: set[int] = set()
-        accepted = twice = 0
-        for index, item in enumerate(events):
-            if item.errors:
-                odd[str(index)] = {"errors": [[error.code, error.message] for error in item.errors]}
-            elif item.is_accepted:
-                accepted += 1
-                key = _key(item)
-                before = self._accepted_first.setdefault(key, recorded.number)
-                if before != recorded.number or key in keys:
-                    odd[str(index)] = {"before": before}
-                    twice += 1
-                else:
-                    keys.add(key)
+        if accepted < total or len(new) < total or not self._accepted_first.keys().isdisjoint(new):
+            odd, new = self._look(recorded)
+        twice = sum("before" in what for what in odd.values())
+        self._accepted_first.update(new)
         codes = {code for what in odd.values() for code, _ in what.get("errors", ())}
         entry = Entry(
             number=recorded.number,
@@ -223,7 +215,7 @@ class Live:
             odd=odd,
             headers=recorded.headers,
             body=recorded.body,
-            keys=tuple(keys),
+            keys=tuple(new),
         )
         self._count(entry)
         self._entries.append(entry)
@@ -231,6 +223,21 @@ class Live:
         self._bytes += entry.size()
         self._trim()
         return entry
+
+    def _look(self, recorded: RecordedRequest) -> tuple[dict[str, dict[str, Any]], dict[int, int]]:
+        """Returns what is odd about the events of a request, and the identities that are new."""
+        odd: dict[str, dict[str, Any]] = {}
+        new: dict[int, int] = {}
+        for index, item in enumerate(recorded.events):
+            if item.errors:
+                odd[str(index)] = {"errors": [[error.code, error.message] for error in item.errors]}
+            elif item.is_accepted:
+                before = self._accepted_first.get(item.identity) or new.get(item.identity)
+                if before is None:
+                    new[item.identity] = recorded.number
+                else:
+                    odd[str(index)] = {"before": before}
+        return odd, new
 
     def _count(self, entry: Entry) -> None:
         totals = self.totals
@@ -263,6 +270,7 @@ class Live:
         self._bytes -= entry.size()
         entry.exchange = exchange
         self._bytes += entry.size()
+        self._trim()
         if entry.is_shown and entry.latency is not None:
             self._late.append((entry.number, entry.latency))
             self._late_count += 1
@@ -322,24 +330,6 @@ def _dump(content: dict[str, Any]) -> bytes:
         return orjson.dumps(content)
     except TypeError:  # A lone surrogate, which JSON can escape and UTF-8 cannot hold.
         return json.dumps(content).encode()
-
-
-def _key(item: RecordedEvent) -> int:
-    """Returns a hash that is the same for events that are equal in every field, as the audit compares them.
-
-    A hash, since a quarter of a million tuples would keep the collector busy.
-    """
-    event = item.event
-    return hash(
-        (
-            event.get("eventType"),
-            event.get("eventTime"),
-            event.get("parentGuid"),
-            event.get("sessionId"),
-            event.get("clientUniqueId"),
-            tuple([(pair["name"], pair["value"]) for pair in event.get("metadata", ())]),
-        )
-    )
 
 
 def _first_session(events: tuple[RecordedEvent, ...]) -> str | None:

@@ -29,8 +29,8 @@ from rokt_events_async.settings import Credentials
 TICK: Final = 0.05
 """Seconds between two messages to a page."""
 
-ROWS_PER_TICK: Final = 25
-"""Requests per message once a page is up to date: 500 per second. More of them come later, or are missed."""
+ROWS_PER_TICK: Final = 15
+"""Requests per message once a page is up to date: 300 per second. More of them come later, or are missed."""
 
 _ROWS_PER_SLICE: Final = 100
 _SILENT_TICKS: Final = 300

@@ -19,11 +19,14 @@ class RecordedEvent:
         event: The event in the wire's names; absent values are left out.
         is_accepted: True if the sandbox accepted it, whatever the answer said.
         errors: Why it was refused; also empty if the whole request was refused.
+        identity: The same for events that are equal in every field: one of them accepted twice is counted
+            twice.
     """
 
     event: Mapping[str, Any]
     is_accepted: bool
     errors: tuple[rules.Problem, ...] = ()
+    identity: int = attrs.field(default=0, repr=False, eq=False)
 
 
 @attrs.frozen
@@ -74,9 +77,13 @@ def record_event(judged: rules.Judged, fault: Fault) -> RecordedEvent:
         else None,
     }
     shown = {name: value for name, value in named.items() if value is not None}
+    text = event.moment.text if event.moment else None
+    identity = hash(
+        (event.event_type, text, event.parent_guid, event.session_id, event.client_unique_id, event.metadata)
+    )
     if not fault.processes_events():
-        return RecordedEvent(shown, is_accepted=False)
-    return RecordedEvent(shown, is_accepted=judged.is_accepted, errors=judged.problems)
+        return RecordedEvent(shown, is_accepted=False, identity=identity)
+    return RecordedEvent(shown, judged.is_accepted, judged.problems, identity)
 
 
 def record_headers(headers: Mapping[str, str]) -> Mapping[str, str]:

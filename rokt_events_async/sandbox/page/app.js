@@ -49,7 +49,12 @@ const PER_FRAME = 400;
 const SLICE = 8; // ms of a search before the page is drawn again
 const SPOKEN = 15000; // ms between two sentences for screen readers
 
+const BUSY = 10; // requests since the last frame
+const BUSY_EVERY = 200; // ms
+
 let frame = 0;
+let waiting = 0;
+let lastTaken = 0;
 let opener = null;
 const stale = { counters: true, sessions: false };
 
@@ -59,9 +64,22 @@ function schedule() {
   if (!frame) frame = requestAnimationFrame(draw);
 }
 
+/** What has come is drawn at once while it is little, and a few times a second while it is too much to be read. */
+function scheduleInbox() {
+  const wait = store.inbox.length > BUSY ? lastTaken + BUSY_EVERY - performance.now() : 0;
+  if (wait <= 0) schedule();
+  else if (!waiting) {
+    waiting = setTimeout(() => {
+      waiting = 0;
+      schedule();
+    }, wait);
+  }
+}
+
 function draw() {
   frame = 0;
   if (store.inbox.length) {
+    lastTaken = performance.now();
     const hits = [];
     for (const r of store.inbox.splice(0, PER_FRAME)) {
       keep(r);
@@ -683,7 +701,7 @@ const MESSAGES = {
     for (const [n, latency] of data.late) late(n, latency);
     boundInbox();
     stale.counters = true;
-    schedule();
+    scheduleInbox();
   },
   settings: (data) => app.settings(data),
   cleared(data) {
