@@ -6,7 +6,7 @@ Pure: it is told what happens, and never waits. A request is written as text onl
 from __future__ import annotations
 
 import json
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -34,6 +34,7 @@ _MESSAGE_BYTES: Final = 256 * 1024
 
 _LATE_KEPT: Final = 20_000
 _NAME: Final = 200
+_NOTHING: Final[Mapping[str, Mapping[str, Any]]] = {}
 
 
 @attrs.frozen
@@ -71,7 +72,7 @@ class Entry:
     odd: Mapping[str, Mapping[str, Any]]
     headers: Mapping[str, str]
     body: bytes
-    keys: tuple[int, ...]
+    new: Mapping[int, int]
     exchange: Exchange | None = None
     is_shown: bool = False
 
@@ -104,6 +105,19 @@ class Entry:
                 "cut": len(self.body) > ROW_BODY,
             }
         )
+
+
+@attrs.define(eq=False)
+class _Session:
+    """What is known of a session.
+
+    Attributes:
+        first: The number of the request in which each event was first accepted, by the event's identity.
+        requests: How many of its requests are kept.
+    """
+
+    first: dict[int, int]
+    requests: int = 1
 
 
 @attrs.define(eq=False)
@@ -162,8 +176,7 @@ class Live:
         self._bytes = 0
         self._late: deque[tuple[int, int]] = deque(maxlen=_LATE_KEPT)
         self._late_count = 0
-        self._accepted_first: dict[int, int] = {}
-        self._sessions: Counter[str] = Counter()
+        self._sessions: dict[str | None, _Session] = {}
         self.totals: dict[str, int] = dict.fromkeys(
             ("requests", "accepted", "refused", "twice", "sessions"), 0
         )
@@ -190,13 +203,14 @@ class Live:
         if recorded.refusal is not None:
             problem = recorded.refusal.problem
             refusal = (recorded.refusal.status, problem.code, problem.message)
+        session = _session_of(events)
         new = dict.fromkeys([item.identity for item in events], recorded.number)
-        accepted = sum(item.is_accepted for item in events)
-        odd: dict[str, dict[str, Any]] = {}
-        if accepted < total or len(new) < total or not self._accepted_first.keys().isdisjoint(new):
-            odd, new = self._look(recorded)
-        twice = sum("before" in what for what in odd.values())
-        self._accepted_first.update(new)
+        accepted = sum([item.is_accepted for item in events])
+        odd: Mapping[str, Mapping[str, Any]] = _NOTHING
+        known = self._sessions.get(session)
+        if accepted < total or len(new) < total or (known and not known.first.keys().isdisjoint(new)):
+            odd, new = _look(recorded, known.first if known else {})
+        twice = sum(["before" in what for what in odd.values()])
         codes = {code for what in odd.values() for code, _ in what.get("errors", ())}
         entry = Entry(
             number=recorded.number,
@@ -205,7 +219,7 @@ class Live:
             status=recorded.status,
             latency=None,
             refusal=refusal,
-            session=_first_session(events),
+            session=session,
             total=total,
             accepted=accepted,
             refused=total if refusal else len(odd) - twice,
@@ -215,7 +229,7 @@ class Live:
             odd=odd,
             headers=recorded.headers,
             body=recorded.body,
-            keys=tuple(new),
+            new=new,
         )
         self._count(entry)
         self._entries.append(entry)
@@ -224,30 +238,19 @@ class Live:
         self._trim()
         return entry
 
-    def _look(self, recorded: RecordedRequest) -> tuple[dict[str, dict[str, Any]], dict[int, int]]:
-        """Returns what is odd about the events of a request, and the identities that are new."""
-        odd: dict[str, dict[str, Any]] = {}
-        new: dict[int, int] = {}
-        for index, item in enumerate(recorded.events):
-            if item.errors:
-                odd[str(index)] = {"errors": [[error.code, error.message] for error in item.errors]}
-            elif item.is_accepted:
-                before = self._accepted_first.get(item.identity) or new.get(item.identity)
-                if before is None:
-                    new[item.identity] = recorded.number
-                else:
-                    odd[str(index)] = {"before": before}
-        return odd, new
-
     def _count(self, entry: Entry) -> None:
         totals = self.totals
         totals["requests"] += 1
         totals["accepted"] += entry.accepted
         totals["refused"] += entry.refused
         totals["twice"] += entry.twice
-        if entry.session is not None:
-            totals["sessions"] += entry.session not in self._sessions
-            self._sessions[entry.session] += 1
+        known = self._sessions.get(entry.session)
+        if known is not None:
+            known.requests += 1
+            known.first.update(entry.new)
+            return
+        totals["sessions"] += entry.session is not None
+        self._sessions[entry.session] = _Session(dict(entry.new))
 
     def _trim(self) -> None:
         while len(self._entries) > self._kept or (self._bytes > self._kept_bytes and len(self._entries) > 1):
@@ -255,12 +258,12 @@ class Live:
             self._first += 1
             self._bytes -= gone.size()
             del self._by_number[gone.number]
-            for key in gone.keys:
-                self._accepted_first.pop(key, None)
-            if gone.session is not None:
-                self._sessions[gone.session] -= 1
-                if not self._sessions[gone.session]:
-                    del self._sessions[gone.session]
+            session = self._sessions[gone.session]
+            session.requests -= 1
+            if not session.requests:
+                del self._sessions[gone.session]
+            for identity in gone.new if session.requests else ():
+                del session.first[identity]
 
     def answered(self, entry: Entry, *, latency: float | None, exchange: Exchange) -> None:
         """Takes the answer of a request, `latency` seconds after the request; `None` if there was none."""
@@ -332,7 +335,25 @@ def _dump(content: dict[str, Any]) -> bytes:
         return json.dumps(content).encode()
 
 
-def _first_session(events: tuple[RecordedEvent, ...]) -> str | None:
+def _look(
+    recorded: RecordedRequest, known: Mapping[int, int]
+) -> tuple[dict[str, dict[str, Any]], dict[int, int]]:
+    """Returns what is odd about the events of a request, and the identities of those that are new."""
+    odd: dict[str, dict[str, Any]] = {}
+    new: dict[int, int] = {}
+    for index, item in enumerate(recorded.events):
+        if item.errors:
+            odd[str(index)] = {"errors": [[error.code, error.message] for error in item.errors]}
+        elif item.is_accepted:
+            before = known.get(item.identity) or new.get(item.identity)
+            if before is None:
+                new[item.identity] = recorded.number
+            else:
+                odd[str(index)] = {"before": before}
+    return odd, new
+
+
+def _session_of(events: tuple[RecordedEvent, ...]) -> str | None:
     for item in events:
         if session := item.event.get("sessionId"):
             return str(session)[:_NAME]

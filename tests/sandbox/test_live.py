@@ -156,8 +156,9 @@ def test_what_is_kept_is_bounded() -> None:
     assert live.detail(1) is None
     live.answered(entries[0], latency=1.0, exchange=Exchange(b"", {}))  # It is forgotten already.
     assert len(live._by_number) == 3
-    assert list(live._accepted_first.values()) == [5], "the first of them was forgotten, and so another is"
-    assert live._sessions == {"session": 3}
+    known = live._sessions["session"]
+    assert known.requests == 3
+    assert list(known.first.values()) == [5], "the first of them was forgotten, and so another is"
 
     small = Live("run", kept_bytes=500)
     for number in range(1, 6):
