@@ -14,7 +14,7 @@ class Command(click.Command):
         examples: Lines as they are typed, shown at the end of the help.
     """
 
-    def __init__(self, *args: Any, examples: tuple[str, ...] = (), **kwargs: Any) -> None:
+    def __init__(self, *args: Any, examples: tuple[str, ...], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.examples = examples
 
@@ -33,7 +33,7 @@ class Group(click.Group):
 
     command_class = Command
 
-    def __init__(self, *args: Any, examples: tuple[str, ...] = (), **kwargs: Any) -> None:
+    def __init__(self, *args: Any, examples: tuple[str, ...], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.examples = examples
 
@@ -47,8 +47,6 @@ Group.group_class = Group
 
 
 def _write(formatter: click.HelpFormatter, examples: tuple[str, ...]) -> None:
-    if not examples:
-        return
     with formatter.section("Example" if len(examples) == 1 else "Examples"):
         for line in examples:
             formatter.write(f"{'':{formatter.current_indent}}{line}\n")

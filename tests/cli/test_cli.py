@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,6 +48,7 @@ def run(*arguments: str) -> tuple[int, str]:
         (["sandbox", "--latency", "2-1"], "latency must be 0 <= shortest <= longest seconds"),
         (["sandbox", "--host", "0.0.0.0"], "host must be a loopback address, got '0.0.0.0'"),
         (["sandbox", "--hots", "x"], "No such option"),
+        (["demo", "--fleet", "--watch"], "--fleet and --watch cannot be used together: a fleet has no page"),
         (["dance"], "No such command 'dance'."),
     ],
 )
@@ -131,6 +133,28 @@ def test_the_demo_agrees(capsys: pytest.CaptureFixture[str]) -> None:
     assert "InvalidEventType: Event type is invalid" in printed
     assert "Both accounts agree" in printed
     assert re.search(r"\d+ of \d+ events settled", printed)
+
+
+def test_the_demo_can_be_watched() -> None:
+    """It says where, plays, and its page stays until Ctrl-C; the exit status is that of the accounts."""
+    command = [sys.executable, "-m", "rokt_events_async.cli", "demo", "--watch", "--sessions", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        seen = []
+        for line in process.stdout:
+            seen.append(line)
+            if "The page stays" in line:
+                break
+        address = re.search(r"http://127.0.0.1:\d+/", line)
+        assert address is not None, "".join(seen)
+        with urllib.request.urlopen(address[0], timeout=5) as page:
+            assert b"Server Events" in page.read()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0, process.stderr.read()
+    printed = "".join(seen)
+    assert f"Watch it at {address[0]}" in printed
+    assert "Both accounts agree" in printed
 
 
 def test_the_demo_shows_a_bar_on_a_terminal(
@@ -235,10 +259,11 @@ def test_ctrl_c_in_the_demo() -> None:
     assert err == "rokt-events: interrupted\n"
 
 
+@pytest.mark.parametrize("exposed", [(), ("--host", "0.0.0.0", "--expose")], ids=["loopback", "exposed"])
 def test_the_sandbox_command_in_this_process(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    exposed: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same, where its lines can be followed."""
+    """The same, where its lines can be followed; exposed, it warns, and its page has a token."""
 
     async def serve_and_stop(self: asyncio.Event) -> Any:
         raise KeyboardInterrupt
@@ -255,8 +280,11 @@ def test_the_sandbox_command_in_this_process(
     monkeypatch.setattr(Sandbox, "start", start_and_post)
     monkeypatch.setattr(asyncio.Event, "wait", serve_and_stop)
     with contextlib.suppress(KeyboardInterrupt):
-        assert run("sandbox", "--port", "0") == (0, "")
+        assert run("sandbox", "--port", "0", *exposed) == (0, "")
     printed = capsys.readouterr().out
+
+    assert ("Every machine that reaches this address can send it events" in printed) is bool(exposed)
+    assert bool(re.search(r"at http://0.0.0.0:\d+/#token=\S{32}", printed)) is bool(exposed)
 
     assert posted == [401]
     assert "#1  401  refused  SandboxUnauthorized" in printed

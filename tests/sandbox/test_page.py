@@ -16,6 +16,7 @@ from rokt_events_async import Credentials, DeliveryError, Emitter, RetryPolicy
 from rokt_events_async.sandbox import Fault, Sandbox
 from rokt_events_async.sandbox import _page as page
 from tests.samples import emitter_for, event
+from tests.sandbox.test_live import recorded, wire
 
 pytestmark = pytest.mark.real_loop
 
@@ -412,6 +413,34 @@ async def test_a_page_does_not_hold_the_end_up(client: aiohttp.ClientSession) ->
             await served.aclose()
         with pytest.raises((EOFError, aiohttp.ClientError)):
             await reading.next("never")
+
+
+async def test_a_page_that_is_closed_while_it_is_written_to(
+    served: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That is its good right, and no fault of the sandbox."""
+    assert served._live is not None
+    for number in range(1, 200):
+        body = wire(parentGuid=str(number), clientUniqueId="x" * 60_000)
+        served._live.add(recorded(number, body), at=1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", served._port)
+    writer.write(b"GET /_live/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await reader.readuntil(b"event: requests")
+    await asyncio.sleep(0.1)
+    writer.transport.abort()
+    await asyncio.sleep(0.1)
+    await send(served, "after")
+    assert served.count == 1
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_clearing_without_a_page(sandbox: Sandbox) -> None:
+    """The record of a sandbox in a test can be cleared too: between a setup and what is tested."""
+    await send(sandbox, "a")
+    sandbox.clear()
+    await send(sandbox, "b")
+    assert [event["parentGuid"] for event in sandbox.events] == ["b"]
+    assert sandbox.count == 1
 
 
 async def test_its_record_is_its_own(client: aiohttp.ClientSession) -> None:
