@@ -1,4 +1,4 @@
-"""Shared by the integrations of web frameworks: factories of trackers."""
+"""Factories of trackers, as the integrations and `ThreadedEmitter` take them."""
 
 from __future__ import annotations
 
