@@ -42,6 +42,7 @@ from rokt_events_async.outcomes import (
 )
 from rokt_events_async.relay import tracker_from_env
 from rokt_events_async.settings import DEMO, PRODUCTION, Credentials, RetryPolicy
+from rokt_events_async.threaded import ThreadedEmitter
 from rokt_events_async.tracker import Tracker
 
 __all__ = [
@@ -88,6 +89,7 @@ __all__ = [
     "RetryPolicy",
     "RetryReport",
     "RoktEventsError",
+    "ThreadedEmitter",
     "Tracker",
     "WrongContextError",
     "__version__",

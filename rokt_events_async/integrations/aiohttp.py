@@ -17,10 +17,10 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from rokt_events_async._making import MakeTracker, check_is_emitter, check_make, make_one
 from rokt_events_async.emitter import Emitter
 from rokt_events_async.errors import EmitterNotStartedError
 from rokt_events_async.integrations._health import describe_health, health_status
-from rokt_events_async._making import MakeTracker, check_is_emitter, check_make, make_one
 from rokt_events_async.tracker import Tracker
 
 TRACKER: Final[web.AppKey[Tracker[Any]]] = web.AppKey("TRACKER")

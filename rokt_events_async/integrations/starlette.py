@@ -11,10 +11,10 @@ from typing import Any, Final
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse
 
+from rokt_events_async._making import MakeTracker, check_is_emitter, check_make, make_one
 from rokt_events_async.emitter import Emitter
 from rokt_events_async.errors import EmitterNotStartedError, InvalidSettingError
 from rokt_events_async.integrations._health import describe_health, health_status
-from rokt_events_async._making import MakeTracker, check_is_emitter, check_make, make_one
 from rokt_events_async.tracker import Tracker
 
 _KEY: Final = "rokt_tracker"

@@ -1,0 +1,271 @@
+"""A tracker for programs without a loop: its thread, its end, forks, and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from rokt_events_async import (
+    DrainReport,
+    Emitter,
+    EmitterClosedError,
+    InvalidEventError,
+    InvalidSettingError,
+    QueueFullError,
+    ThreadedEmitter,
+    WrongContextError,
+)
+from rokt_events_async.relay import Publisher
+from rokt_events_async.sandbox import Sandbox
+from rokt_events_async.testing import MemoryQueue
+from tests.programs import run_script
+from tests.samples import event
+
+
+@pytest.fixture
+def threaded(rokt_sandbox: Sandbox) -> Iterator[ThreadedEmitter]:
+    with ThreadedEmitter(lambda: Emitter(flush_interval=0.01)) as emitter:
+        yield emitter
+
+
+def loops() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "rokt-events-loop"]
+
+
+def test_outcomes(threaded: ThreadedEmitter, rokt_sandbox: Sandbox) -> None:
+    """Each event has a future, which has its receipt or its error."""
+    sent = event()
+    receipt = threaded.track(sent).result(5)
+    assert (receipt.event.parent_guid, receipt.attempts) == (sent.parent_guid, 1)
+    rokt_sandbox.fail_next(404)
+    error = threaded.track(event()).exception(5)
+    assert "404" in str(error)
+    assert threaded.flush(5)
+    assert threaded.stats.accepted == 2
+    assert threaded.health.state in ("ok", "retrying")
+    assert "2 accepted" in repr(threaded)
+
+
+def test_constructing_does_nothing() -> None:
+    """No thread, no credentials asked for: a module may have it at its top."""
+    threaded = ThreadedEmitter()
+    assert loops() == []
+    assert threaded.health.state == "new"
+    assert threaded.stats.accepted == 0
+    assert threaded.flush(0)
+    assert repr(threaded) == "<ThreadedEmitter new>"
+    assert threaded.close() == DrainReport()
+    assert str(threaded.health.state) == "closed"
+    assert repr(threaded) == "<ThreadedEmitter closed>"
+    with pytest.raises(EmitterClosedError, match="construct another"):
+        threaded.track(event())
+
+
+def test_closing_drains(rokt_sandbox: Sandbox) -> None:
+    """What is queued is sent; the thread has gone; a second close says the same."""
+    threaded = ThreadedEmitter(lambda: Emitter(flush_interval=60))
+    outcome = threaded.track(event())
+    report = threaded.close()
+    assert report == DrainReport(delivered=1)
+    assert threaded.close(3) is report
+    assert outcome.result(0).attempts == 1
+    assert loops() == []
+    with pytest.raises(EmitterClosedError):
+        threaded.track(event())
+
+
+def test_a_close_keeps_its_deadline(rokt_sandbox: Sandbox) -> None:
+    """And says what it could not deliver."""
+    rokt_sandbox.fail_next("silence")
+    threaded = ThreadedEmitter(lambda: Emitter(flush_interval=0))
+    threaded.track(event())
+    before = time.monotonic()
+    report = threaded.close(0.2)
+    assert isinstance(report, DrainReport)
+    assert report.unconfirmed + report.failed == 1
+    assert time.monotonic() - before < 10
+
+
+def test_many_threads_start_one_loop(rokt_sandbox: Sandbox) -> None:
+    """However many begin at once."""
+    made: list[Emitter] = []
+
+    def make() -> Emitter:
+        made.append(Emitter(flush_interval=0))
+        return made[-1]
+
+    with ThreadedEmitter(make) as threaded, concurrent.futures.ThreadPoolExecutor(16) as pool:
+        outcomes = list(pool.map(lambda n: threaded.track(event(f"s-{n}")), range(200)))
+        assert threaded.flush(10)
+        assert all(outcome.result(0) for outcome in outcomes)
+        assert len(loops()) == 1
+    assert len(made) == 1
+
+
+def test_wrong_settings_show_at_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With their own message, and the next call tries again."""
+    monkeypatch.delenv("ROKT_PUB_ID", raising=False)
+    threaded = ThreadedEmitter()
+    for call in (threaded.start, lambda: threaded.track(event()), threaded.__enter__):
+        with pytest.raises(InvalidSettingError, match="ROKT_PUB_ID"):
+            call()
+    assert loops() == []
+    with pytest.raises(InvalidSettingError, match="make must be callable"):
+        ThreadedEmitter(Emitter.__new__(Emitter))  # type: ignore[arg-type]
+    nothing: Any = lambda: None  # noqa: E731
+    with pytest.raises(InvalidSettingError, match="make must return a tracker"):
+        ThreadedEmitter(nothing).start()
+
+
+def test_what_is_refused(threaded: ThreadedEmitter) -> None:
+    """As an emitter refuses it: no event, a full queue, a bad timeout."""
+    with pytest.raises(InvalidEventError, match="must be a PartnerEvent"):
+        threaded.track("event")  # type: ignore[arg-type]
+    for call in (threaded.flush, threaded.close):
+        with pytest.raises(InvalidSettingError, match="timeout"):
+            call(-1)
+    full = ThreadedEmitter(lambda: Emitter(flush_interval=60, max_pending=1, max_wait=0, when_full="raise"))
+    full.track(event())
+    with pytest.raises(QueueFullError):
+        full.track(event())
+    full.close(0)
+
+
+async def test_not_in_a_running_loop() -> None:
+    """It would hold the loop; the message says what to use."""
+    threaded = ThreadedEmitter()
+    calls: list[Callable[[], Any]] = [
+        threaded.start,
+        lambda: threaded.track(event()),
+        threaded.flush,
+        threaded.close,
+    ]
+    for call in calls:
+        with pytest.raises(WrongContextError, match="use an Emitter"):
+            call()
+    with pytest.raises(TypeError, match="programs without a loop"):
+        async with threaded:
+            pass
+    await asyncio.to_thread(threaded.close)
+
+
+def test_a_publisher() -> None:
+    """Any tracker will do."""
+    queue = MemoryQueue()
+    with ThreadedEmitter(lambda: Publisher(queue)) as threaded:
+        sent = event()
+        assert threaded.track(sent).result(5).event.parent_guid == sent.parent_guid
+    assert threaded.stats.accepted == 0, "closed: the account was the tracker's"
+
+
+def test_a_loop_that_has_ended_is_replaced(rokt_sandbox: Sandbox) -> None:
+    """Something of the application's may have stopped it."""
+    threaded = ThreadedEmitter(lambda: Emitter(flush_interval=0))
+    threaded.start()
+    assert threaded._running is not None
+    running = threaded._running
+    running._loop.call_soon_threadsafe(running._stopped.cancel)
+    running.thread.join(5)
+    assert threaded.track(event()).result(5).attempts == 1
+    assert threaded.close() == DrainReport()
+
+
+# Ends of programs.
+
+SCRIPT = """
+import sys, os, logging
+logging.basicConfig()
+from rokt_events_async import Emitter, PartnerEvent, ThreadedEmitter
+endpoint = os.environ["ROKT_ENDPOINT"].replace("127.0.0.1", "localhost")  # A name, which a thread resolves.
+rokt = ThreadedEmitter(lambda: Emitter(endpoint=endpoint, flush_interval=60))
+for number in range(30):
+    rokt.track(PartnerEvent.viewed(session_id="s", parent_guid=f"g-{number}", client_unique_id="c"))
+"""
+
+
+@pytest.mark.parametrize(
+    "ending",
+    ["", "sys.exit(3)", "raise KeyError('x')", "import threading; threading.Thread(target=print).start()"],
+    ids=["falls off", "sys.exit", "an exception", "another thread"],
+)
+def test_a_script_that_ends_loses_nothing(ending: str, rokt_sandbox: Sandbox) -> None:
+    """Without a close it drains as the interpreter ends, while names can still be resolved."""
+    _, _, err = run_script(SCRIPT + ending)
+    assert len(rokt_sandbox.events) == 30
+    assert "Warning" not in err
+    assert "will be lost" not in err
+
+
+def test_a_script_that_cannot_drain_says_so(rokt_sandbox: Sandbox) -> None:
+    """How many events, and their outcome."""
+    rokt_sandbox.fail_next(*[503] * 100)
+    script = SCRIPT.replace("flush_interval=60", "flush_interval=60, close_timeout=0.3")
+    _, _, err = run_script(script)
+    assert "closed with events undelivered: 30 failed" in err
+
+
+def test_ctrl_c_while_it_drains(rokt_sandbox: Sandbox) -> None:
+    """The second ends the program, which says what is lost."""
+    rokt_sandbox.fail_next(*["silence"] * 50)
+
+    def stop(process: subprocess.Popen[str]) -> None:
+        while rokt_sandbox.count == 0:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+
+    script = SCRIPT.replace("flush_interval=60", "flush_interval=60, close_timeout=50, request_timeout=40")
+    before = time.monotonic()
+    _, _, err = run_script(script, stop=stop)
+    assert time.monotonic() - before < 40
+    assert "30 events will be lost" in err
+
+
+def test_forked_children_have_their_own(rokt_sandbox: Sandbox) -> None:
+    """With a parent that has begun: each child has a thread of its own, and drains at its end."""
+    script = (
+        SCRIPT
+        + """
+import multiprocessing
+def child(name):
+    for number in range(20):
+        rokt.track(PartnerEvent.viewed(session_id=name, parent_guid=f"{name}-{number}", client_unique_id="c"))
+    assert rokt.stats.accepted == 20, rokt.stats
+if __name__ == "__main__":
+    fork = multiprocessing.get_context("fork")
+    children = [fork.Process(target=child, args=(f"child-{n}",)) for n in range(3)]
+    [one.start() for one in children]
+    [one.join() for one in children]
+    assert [one.exitcode for one in children] == [0, 0, 0]
+"""
+    )
+    status, _, err = run_script(script)
+    parents = {accepted["parentGuid"] for accepted in rokt_sandbox.events}
+    assert status == 0, err
+    assert len(parents) == len(rokt_sandbox.events) == 90
+
+
+def test_a_child_of_a_bare_fork(rokt_sandbox: Sandbox) -> None:
+    """It ends without exit handlers, and so has to close by itself."""
+    threaded = ThreadedEmitter(lambda: Emitter(flush_interval=60))
+    threaded.track(event("parent"))
+    pid = os.fork()
+    if pid == 0:  # pragma: no cover -- the child
+        try:
+            assert threaded.health.state == "new"
+            threaded.track(event("child"))
+            threaded.close()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    assert [accepted["sessionId"] for accepted in rokt_sandbox.events] == ["child"]
+    threaded.close()
+    assert [accepted["sessionId"] for accepted in rokt_sandbox.events] == ["child", "parent"]
