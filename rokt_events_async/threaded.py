@@ -1,19 +1,59 @@
 """A tracker for programs without a loop: Flask, Django under WSGI, Celery, plain scripts.
 
+The tracker lives on a loop in a daemon thread, which the first call starts: in each process its own, so a
+server may load the application before it forks its workers. When the interpreter ends, it is closed and
+drained, for at most the tracker's own `close_timeout`.
+
+Flask, under gunicorn with any worker, `--preload` too (uWSGI needs `enable-threads = true`):
+
 ```python
+from flask import Flask
+
+from rokt_events_async import PartnerEvent, ThreadedEmitter, tracker_from_env
+
+app = Flask(__name__)
 rokt = ThreadedEmitter(tracker_from_env)
 
 
-@app.post("/viewed")
-def viewed():
-    rokt.track(PartnerEvent.viewed(session_id=..., parent_guid=..., client_unique_id=...))
-    return "", 202
+@app.post("/checkout/<session_id>/viewed/<guid>")
+def viewed(session_id, guid):
+    rokt.track(PartnerEvent.viewed(session_id=session_id, parent_guid=guid, client_unique_id="order-4711"))
+    return {"tracked": guid}
 ```
 
-The tracker lives on a loop in a daemon thread, which the first call starts: in each process its own, so a
-server may load the application before it forks its workers. When the interpreter ends, it is closed and
-drained, for at most the tracker's own `close_timeout`. Where a process ends without that (Celery's and
-multiprocessing's children), the framework's signal has to call `close`.
+Django under WSGI is the same: `rokt` in a module of its own, and `rokt.track(...)` in a view.
+
+Celery's worker processes end without exit handlers, so Celery's own signal has to close it:
+
+```python
+from celery import Celery
+from celery.signals import worker_process_shutdown
+
+from rokt_events_async import PartnerEvent, ThreadedEmitter, tracker_from_env
+
+app = Celery("shop")
+rokt = ThreadedEmitter(tracker_from_env)
+
+
+@worker_process_shutdown.connect
+def close_rokt(**_):
+    rokt.close()
+
+
+@app.task
+def viewed(session_id, guid):
+    rokt.track(PartnerEvent.viewed(session_id=session_id, parent_guid=guid, client_unique_id="order-4711"))
+```
+
+A script:
+
+```python
+from rokt_events_async import PartnerEvent, ThreadedEmitter, tracker_from_env
+
+with ThreadedEmitter(tracker_from_env) as rokt:
+    for number in range(100):
+        rokt.track(PartnerEvent.viewed(session_id="s-1", parent_guid=f"g-{number}", client_unique_id="o-1"))
+```
 """
 
 from __future__ import annotations

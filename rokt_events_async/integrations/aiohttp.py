@@ -17,9 +17,16 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from rokt_events_async._making import MakeTracker, check_is_emitter, check_make, make_one
+from rokt_events_async._making import (
+    MakeTracker,
+    check_is_emitter,
+    check_make,
+    check_place,
+    key_of,
+    make_one,
+    missing_tracker,
+)
 from rokt_events_async.emitter import Emitter
-from rokt_events_async.errors import EmitterNotStartedError
 from rokt_events_async.integrations._health import describe_health, health_status
 from rokt_events_async.tracker import Tracker
 
@@ -30,22 +37,33 @@ EMITTER: Final = web.AppKey("EMITTER", Emitter)
 """The same, if the tracker is an emitter."""
 
 
-def emitter_context(make: MakeTracker) -> Callable[[web.Application], AsyncIterator[None]]:
+_NAMED: Final[dict[str, web.AppKey[Tracker[Any]]]] = {}
+
+
+def emitter_context(
+    make: MakeTracker, *, name: str | None = None
+) -> Callable[[web.Application], AsyncIterator[None]]:
     """Returns a cleanup context that starts a tracker with the application, and drains it at the end.
 
     Args:
         make: A factory, called each time an application starts: `Emitter`, `tracker_from_env`, or a function
             that calls one with settings.
+        name: Tells this tracker from others of the application: one for each Rokt account. Handlers get it
+            from `tracker_named(name)`.
 
     Raises:
-        InvalidSettingError: `make` is not callable; or, when the application starts, returns no tracker.
+        InvalidSettingError: `make` is not callable, or `name` no identifier; or, when the application starts,
+            `make` returns no tracker, or the application has one and this one has no name, or the same.
     """
     check_make(make)
+    key = _key(name)
 
     async def context(app: web.Application) -> AsyncIterator[None]:
+        taken = [known for known in (TRACKER, *_NAMED.values()) if known in app]
+        check_place([_place(known) for known in taken], name)
         async with make_one(make) as tracker:
-            app[TRACKER] = tracker
-            if isinstance(tracker, Emitter):
+            app[key] = tracker
+            if name is None and isinstance(tracker, Emitter):
                 app[EMITTER] = tracker
             yield
 
@@ -58,12 +76,39 @@ def get_tracker(request: web.Request) -> Tracker[Any]:
     Raises:
         EmitterNotStartedError: No `emitter_context` was added to either.
     """
+    return _find(request, None)
+
+
+def tracker_named(name: str) -> Callable[[web.Request], Tracker[Any]]:
+    """Returns a function that returns the application's tracker of this name: `tracker_named("eu")(request)`.
+
+    Raises:
+        InvalidSettingError: The name is no identifier.
+    """
+    key_of(name)
+
+    def get_named_tracker(request: web.Request) -> Tracker[Any]:
+        return _find(request, name)
+
+    return get_named_tracker
+
+
+def _find(request: web.Request, name: str | None) -> Tracker[Any]:
     try:
-        return request.config_dict[TRACKER]
+        return request.config_dict[_key(name)]
     except KeyError:
-        raise EmitterNotStartedError(
-            "this application has no emitter: app.cleanup_ctx.append(emitter_context(Emitter))"
-        ) from None
+        named = f", name={name!r}" if name else ""
+        raise missing_tracker(name, f"app.cleanup_ctx.append(emitter_context(Emitter{named}))") from None
+
+
+def _key(name: str | None) -> web.AppKey[Tracker[Any]]:
+    if name is None:
+        return TRACKER
+    return _NAMED.setdefault(key_of(name), web.AppKey(key_of(name)))
+
+
+def _place(key: web.AppKey[Tracker[Any]]) -> str:
+    return next((name for name, known in _NAMED.items() if known is key), key_of(None))
 
 
 def get_emitter(request: web.Request) -> Emitter:

@@ -8,6 +8,9 @@ app = FastAPI(lifespan=emitter_lifespan(tracker_from_env))
 async def viewed(tracker: RoktTracker) -> None:
     await tracker.track(...)
 ```
+
+Two Rokt accounts: `emitter_lifespan(make_us, emitter_lifespan(make_eu, name="eu"))`, and
+`EuTracker = Annotated[Tracker[Any], Depends(tracker_named("eu"))]`.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from rokt_events_async.integrations.starlette import (
     get_emitter,
     get_tracker,
     health_endpoint,
+    tracker_named,
 )
 from rokt_events_async.tracker import Tracker
 
@@ -43,4 +47,5 @@ __all__ = [
     "get_emitter",
     "get_tracker",
     "health_endpoint",
+    "tracker_named",
 ]

@@ -6,25 +6,31 @@ import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Final
+from typing import Any
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse
 
-from rokt_events_async._making import MakeTracker, check_is_emitter, check_make, make_one
+from rokt_events_async._making import (
+    MakeTracker,
+    check_is_emitter,
+    check_make,
+    check_place,
+    key_of,
+    make_one,
+    missing_tracker,
+)
 from rokt_events_async.emitter import Emitter
-from rokt_events_async.errors import EmitterNotStartedError, InvalidSettingError
+from rokt_events_async.errors import InvalidSettingError
 from rokt_events_async.integrations._health import describe_health, health_status
 from rokt_events_async.tracker import Tracker
-
-_KEY: Final = "rokt_tracker"
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
 """The type of a framework's `lifespan=`, with or without a state of its own."""
 
 
 def emitter_lifespan(
-    make: MakeTracker, inner: Lifespan | None = None
+    make: MakeTracker, inner: Lifespan | None = None, *, name: str | None = None
 ) -> Callable[[Any], AbstractAsyncContextManager[dict[str, Any]]]:
     """Returns a lifespan that starts a tracker with the application, and drains it when it stops.
 
@@ -36,24 +42,28 @@ def emitter_lifespan(
         inner: The application's own lifespan. It begins after the tracker and ends before it, so that it
             can track through `app.state.rokt_tracker`, which `app.state.rokt_emitter` is too. Its state is
             kept.
+        name: Tells this tracker from others of the application: one for each Rokt account. Handlers get it
+            from `tracker_named(name)`; it is in `app.state.rokt_tracker_NAME`.
 
     Raises:
-        InvalidSettingError: `make` is not callable, or `inner` is no lifespan; or, when the application
-            starts, `make` returns no tracker, or another lifespan around this one has made one.
+        InvalidSettingError: `make` is not callable, `inner` is no lifespan, or `name` no identifier; or, when
+            the application starts, `make` returns no tracker, or a lifespan around this one has made one and
+            this one has no name, or the same.
     """
     check_make(make)
     _check_inner(inner)
+    key = key_of(name)
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[dict[str, Any]]:
-        if hasattr(app.state, _KEY):
-            raise InvalidSettingError(
-                "an application must have one emitter_lifespan, got two, one inside the other: handlers "
-                "could not tell their emitters apart"
-            )
+        taken: tuple[str, ...] = getattr(app.state, "rokt_trackers", ())
+        check_place(taken, name)
         async with make_one(make) as tracker:
-            app.state.rokt_tracker = app.state.rokt_emitter = tracker
-            state: dict[str, Any] = {_KEY: tracker}
+            app.state.rokt_trackers = (*taken, key)
+            names = [key] if name else [key, "rokt_emitter"]
+            for attribute in names:
+                setattr(app.state, attribute, tracker)
+            state: dict[str, Any] = {key: tracker}
             try:
                 if inner is None:
                     yield state
@@ -61,7 +71,9 @@ def emitter_lifespan(
                 async with inner(app) as own:
                     yield {**(own or {}), **state}
             finally:
-                del app.state.rokt_tracker, app.state.rokt_emitter
+                for attribute in names:
+                    delattr(app.state, attribute)
+                app.state.rokt_trackers = taken
 
     return lifespan
 
@@ -81,11 +93,34 @@ def get_tracker(connection: HTTPConnection) -> Tracker[Any]:
     Raises:
         EmitterNotStartedError: The application was not started with `emitter_lifespan`.
     """
-    tracker: Tracker[Any] | None = (connection.scope.get("state") or {}).get(_KEY)
+    return _find(connection, None)
+
+
+def tracker_named(name: str) -> Callable[[HTTPConnection], Tracker[Any]]:
+    """Returns the dependency that returns the application's tracker of this name.
+
+    With FastAPI: `EuTracker = Annotated[Tracker, Depends(tracker_named("eu"))]`. The name is fixed here,
+    because a parameter of the dependency itself would be one that a customer can set in the query.
+
+    Raises:
+        InvalidSettingError: The name is no identifier.
+    """
+    key_of(name)
+
+    def get_named_tracker(connection: HTTPConnection) -> Tracker[Any]:
+        return _find(connection, name)
+
+    return get_named_tracker
+
+
+def _find(connection: HTTPConnection, name: str | None) -> Tracker[Any]:
+    tracker: Tracker[Any] | None = (connection.scope.get("state") or {}).get(key_of(name))
     if tracker is None:
-        raise EmitterNotStartedError(
-            "this application has no emitter: give it lifespan=emitter_lifespan(Emitter), and see that its "
-            "lifespan runs; a test does that by `with TestClient(app) as client:`"
+        named = f", name={name!r}" if name else ""
+        raise missing_tracker(
+            name,
+            f"give it lifespan=emitter_lifespan(Emitter{named}), and see that its lifespan runs; a test does "
+            "that by `with TestClient(app) as client:`",
         )
     return tracker
 
