@@ -7,27 +7,44 @@ import functools
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 from unittest import mock
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient as AiohttpClient
 from aiohttp.test_utils import TestServer
-from fastapi import BackgroundTasks, FastAPI, WebSocket
+from fastapi import BackgroundTasks, Depends, FastAPI, WebSocket
 from fastapi.testclient import TestClient
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
-from rokt_events_async import Emitter, EmitterNotStartedError, InvalidEventError, InvalidSettingError
+from rokt_events_async import (
+    Emitter,
+    EmitterNotStartedError,
+    InvalidEventError,
+    InvalidSettingError,
+    Tracker,
+)
 from rokt_events_async.integrations.aiohttp import EMITTER, emitter_context
 from rokt_events_async.integrations.aiohttp import get_emitter as aiohttp_get_emitter
-from rokt_events_async.integrations.fastapi import RoktEmitter, emitter_lifespan, get_emitter
+from rokt_events_async.integrations.aiohttp import get_tracker as aiohttp_get_tracker
+from rokt_events_async.integrations.aiohttp import tracker_named as aiohttp_tracker_named
+from rokt_events_async.integrations.fastapi import (
+    RoktEmitter,
+    RoktTracker,
+    emitter_lifespan,
+    get_emitter,
+    tracker_named,
+)
 from rokt_events_async.sandbox import Sandbox
 from tests.samples import event
 from tests.test_readme import block_with
+
+
+EuTracker = Annotated[Tracker[Any], Depends(tracker_named("eu"))]
 
 
 async def undecorated(app: FastAPI) -> AsyncIterator[None]:
@@ -327,3 +344,75 @@ async def test_two_lifespans_one_inside_the_other(rokt_sandbox: Sandbox) -> None
     async with emitter_lifespan(Emitter)(app):
         assert app.state.rokt_emitter.stats.accepted == 0
     assert not hasattr(app.state, "rokt_emitter")
+
+
+def test_two_trackers_by_name(rokt_sandbox: Sandbox) -> None:
+    """One for each Rokt account; the name is the application's, whatever a customer puts into the query."""
+    with Sandbox() as other:
+        lifespan = emitter_lifespan(Emitter, emitter_lifespan(make_emitter(other), name="eu"))
+        app = FastAPI(lifespan=lifespan)
+
+        async def viewed(tracker: RoktTracker, european: EuTracker) -> None:
+            await tracker.track(event("here"))
+            await european.track(event("there"))
+
+        app.post("/viewed")(viewed)
+        with TestClient(app) as client:
+            assert app.state.rokt_tracker_eu is not app.state.rokt_tracker
+            assert client.post("/viewed?name=us&connection=x").status_code == 200
+        assert not hasattr(app.state, "rokt_tracker_eu")
+        assert [sent["sessionId"] for sent in rokt_sandbox.events] == ["here"]
+        assert [sent["sessionId"] for sent in other.events] == ["there"]
+
+
+@pytest.mark.parametrize(("outer", "inner"), [("eu", "eu"), ("eu", None)])
+async def test_names_that_tell_nothing_apart(
+    outer: str | None, inner: str | None, rokt_sandbox: Sandbox
+) -> None:
+    """The inner one needs a name, and another."""
+    app = FastAPI()
+    nested = emitter_lifespan(Emitter, emitter_lifespan(Emitter, name=inner), name=outer)
+    with pytest.raises(InvalidSettingError, match="could not tell apart"):
+        async with nested(app):
+            pass  # pragma: no cover
+    assert app.state.rokt_trackers == ()
+
+
+def test_a_name_that_is_not_there() -> None:
+    """It is said which, and how to have it."""
+    dependency = tracker_named("eu")
+    with pytest.raises(EmitterNotStartedError, match=r"no tracker named 'eu'.*Emitter, name='eu'"):
+        dependency(Request({"type": "http", "state": {}}))
+    with pytest.raises(InvalidSettingError, match="name must be an identifier, as in name='eu', got 'e u'"):
+        tracker_named("e u")
+
+
+@pytest.mark.real_loop
+async def test_two_trackers_of_an_aiohttp_application(rokt_sandbox: Sandbox) -> None:
+    """By name; two that nothing tells apart do not start."""
+    async with Sandbox() as other:
+        app = web.Application()
+        app.cleanup_ctx.append(emitter_context(Emitter))
+        app.cleanup_ctx.append(emitter_context(make_emitter(other), name="eu"))
+
+        async def viewed(request: web.Request) -> web.Response:
+            await aiohttp_get_tracker(request).track(event("here"))
+            await aiohttp_tracker_named("eu")(request).track(event("there"))
+            with pytest.raises(EmitterNotStartedError, match="no tracker named 'us'"):
+                aiohttp_tracker_named("us")(request)
+            return web.Response()
+
+        app.router.add_post("/viewed", viewed)
+        async with AiohttpClient(TestServer(app)) as client:
+            async with client.post("/viewed") as answer:
+                assert answer.status == 200
+        assert [sent["sessionId"] for sent in rokt_sandbox.events] == ["here"]
+        assert [sent["sessionId"] for sent in other.events] == ["there"]
+    for names in ((None, None), ("eu", "eu"), ("eu", None)):
+        app = web.Application()
+        for name in names:
+            app.cleanup_ctx.append(emitter_context(Emitter, name=name))
+        runner = web.AppRunner(app)
+        with pytest.raises(InvalidSettingError, match="could not tell apart"):
+            await runner.setup()
+        await runner.cleanup()
