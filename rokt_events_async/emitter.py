@@ -17,6 +17,7 @@ import contextvars
 import logging
 import os
 import random
+import ssl
 import warnings
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
@@ -34,7 +35,12 @@ from rokt_events_async._pipeline.recorder import Recorder
 from rokt_events_async._pipeline.retry import Random
 from rokt_events_async._pipeline.room import closed_error
 from rokt_events_async._pipeline.store import Depot
-from rokt_events_async._pipeline.transport import HttpTransport, Transport, check_session
+from rokt_events_async._pipeline.transport import (
+    HttpTransport,
+    Transport,
+    check_route,
+    check_session,
+)
 from rokt_events_async._tracking.context import Home, outcome_lost_error, running_loop
 from rokt_events_async._tracking.hooks import Hooks
 from rokt_events_async._tracking.log import log
@@ -128,6 +134,10 @@ class Emitter:
         close_timeout: Seconds for which `aclose` drains, unless the call says otherwise.
         session: An aiohttp session to use; the emitter never closes it. The caller answers for its cookie
             jar, default headers, proxy and traces. `trust_env` is refused.
+        proxy: The URL of a forward proxy, as in `http://user:password@proxy.example:3128`, through which the
+            emitter's own session connects. Over https it sees the endpoint's host, and nothing else.
+        ssl: An `ssl.SSLContext` for the emitter's own session: an authority of one's own, or a client
+            certificate. `None` trusts the system's authorities.
         observers: Told what happens, instead of the `LoggingObserver` that `None` means.
         on_undelivered: Called with the `DeliveryError` of every event that was not delivered, one after the
             other, outside the emitter's own work. A coroutine is awaited. An exception is logged once. At a
@@ -172,6 +182,8 @@ class Emitter:
         request_timeout: float = 10.0,
         close_timeout: float = 10.0,
         session: aiohttp.ClientSession | None = None,
+        proxy: str | None = None,
+        ssl: ssl.SSLContext | None = None,
         journal: Journal | str | os.PathLike[str] | None = None,
         observers: Iterable[Observer] | None = None,
         on_undelivered: OnUndelivered | None = None,
@@ -198,6 +210,13 @@ class Emitter:
         )
         self._keyring = Keyring(credentials, timeout=self._settings.request_timeout)
         self._session = check_session(session)
+        self._route = check_route(
+            proxy,
+            ssl,
+            session=session,
+            endpoint=self._settings.endpoint,
+            allow_http=allow_http or os.environ.get("ROKT_ALLOW_HTTP") == "1",
+        )
         self._clock = _clock
         self._random = _random
         self._transport = _transport
@@ -277,6 +296,7 @@ class Emitter:
                 self._keyring,
                 settings.endpoint,
                 session=self._session,
+                route=self._route,
                 timeout=settings.request_timeout,
                 connections=settings.max_concurrency,
             ),

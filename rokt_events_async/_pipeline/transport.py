@@ -15,12 +15,14 @@ import contextlib
 import os
 import re
 import socket
+import ssl
 import sys
 import weakref
 from http.cookies import BaseCookie, SimpleCookie
 from typing import Any, Final, Protocol
 
 import aiohttp
+import attrs
 from aiohttp import hdrs, payload
 from aiohttp.abc import AbstractStreamWriter, ResolveResult
 from multidict import CIMultiDict
@@ -110,6 +112,73 @@ class Transport(Protocol):
         """Closes what it opened."""
 
 
+@attrs.frozen
+class Route:
+    """How the emitter's own session reaches the endpoint.
+
+    Attributes:
+        proxy: The proxy's URL without its credentials; `None` goes straight.
+        proxy_headers: The proxy's own headers, with its credentials.
+        ssl: Whom to trust, and who to be; `None` for the system's authorities.
+    """
+
+    proxy: str | None = None
+    proxy_headers: CIMultiDict[str] | None = attrs.field(default=None, repr=False)
+    ssl: ssl.SSLContext | None = None
+
+
+def check_route(
+    proxy: object, context: object, *, session: aiohttp.ClientSession | None, endpoint: str, allow_http: bool
+) -> Route:
+    """Returns the route.
+
+    Raises:
+        InvalidSettingError: The proxy is no http or https URL, the context no `ssl.SSLContext`; there is a
+            session, which has its own; or the secret would be shown to the proxy.
+    """
+    if session is not None and (proxy is not None or context is not None):
+        what = "proxy" if proxy is not None else "ssl"
+        raise InvalidSettingError(
+            f"{what} must be left out with a session, which has its own: ClientSession(proxy=...), or "
+            "TCPConnector(ssl=...)"
+        )
+    if context is not None:
+        check_instance("ssl", context, ssl.SSLContext)
+    if proxy is None:
+        return Route(ssl=context)  # type: ignore[arg-type]  # checked above
+    if endpoint.startswith("http:") and not allow_http:
+        raise InvalidSettingError(
+            "proxy must not carry an http endpoint, whose requests show the secret to it (https passes "
+            "through unread); allow_http=True or ROKT_ALLOW_HTTP=1 allows it"
+        )
+    url = _proxy_url(proxy)
+    headers: CIMultiDict[str] = CIMultiDict()
+    if url.user is not None:
+        headers[hdrs.PROXY_AUTHORIZATION] = aiohttp.encode_basic_auth(url.user, url.password or "")
+    return Route(str(url.with_user(None)), headers, context)  # type: ignore[arg-type]  # as above
+
+
+def _proxy_url(proxy: object) -> URL:
+    """Returns the proxy's URL. Its text may have a password, and is shown by no error."""
+    expected = "proxy must be an http or https URL of a host, as in http://user:password@proxy.example:3128"
+    if not isinstance(proxy, str):
+        raise InvalidSettingError(f"{expected}, got {type(proxy).__name__}")
+    try:
+        url = URL(proxy)
+        is_good = url.scheme in ("http", "https") and bool(url.host) and url.port != 0
+    except ValueError:
+        is_good = False
+    if (
+        not is_good
+        or not proxy.isprintable()
+        or url.path not in ("", "/")
+        or url.query_string
+        or url.fragment
+    ):
+        raise InvalidSettingError(f"{expected}, got another text (not shown: it may have a password)")
+    return url
+
+
 class HttpTransport:
     """Posts over one aiohttp session, its own or the caller's.
 
@@ -118,6 +187,7 @@ class HttpTransport:
     Args:
         keyring: The credentials in use.
         session: The caller's session, which is used and never closed; `None` makes one.
+        route: How its own session reaches the endpoint.
         timeout: Seconds for the whole exchange, connecting and reading the answer included.
         connections: The most connections that its own session keeps.
     """
@@ -128,6 +198,7 @@ class HttpTransport:
         endpoint: str,
         *,
         session: aiohttp.ClientSession | None,
+        route: Route,
         timeout: float,
         connections: int,
     ) -> None:
@@ -136,10 +207,14 @@ class HttpTransport:
         self._timeout = timeout
         self._is_ours = session is None
         self._keyring = keyring
-        # As defaults of its own session the headers are not merged for each request.
-        self._are_defaults = session is None and not keyring.can_change
+        # As defaults of its own session the headers are not merged for each request. With a proxy aiohttp
+        # would show them, and so the secret, to the proxy.
+        self._are_defaults = session is None and not keyring.can_change and route.proxy is None
+        self._way: dict[str, Any] = _LIMITS
+        if route.proxy is not None:
+            self._way = {**_LIMITS, "proxy": route.proxy, "proxy_headers": route.proxy_headers}
         self._session = session or _make_session(
-            connections, _headers_for(keyring.current) if self._are_defaults else None
+            connections, route, _headers_for(keyring.current) if self._are_defaults else None
         )
         self._headers: tuple[Credentials, CIMultiDict[str]] | None = None
         _alive.add(self)
@@ -181,7 +256,7 @@ class HttpTransport:
                 auto_decompress=False,
                 timeout=_NO_TIMEOUT,
                 middlewares=(),
-                **_LIMITS,
+                **self._way,
             )
             body = await _read(response)
         except asyncio.CancelledError:
@@ -325,10 +400,10 @@ def _headers_for(credentials: Credentials) -> CIMultiDict[str]:
     )
 
 
-def _make_session(connections: int, headers: CIMultiDict[str] | None) -> aiohttp.ClientSession:
+def _make_session(connections: int, route: Route, headers: CIMultiDict[str] | None) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         headers=headers,
-        connector=_Connector(limit=connections, resolver=_Resolver()),
+        connector=_Connector(limit=connections, resolver=_Resolver(), ssl=route.ssl or True),
         cookie_jar=_NoCookies(),
         timeout=_NO_TIMEOUT,
         trust_env=False,

@@ -19,7 +19,7 @@ from aioresponses import aioresponses
 from rokt_events_async import __version__
 from rokt_events_async._pipeline import transport as transport_module
 from rokt_events_async._pipeline.keyring import Keyring
-from rokt_events_async._pipeline.transport import MAX_BODY, HttpTransport, Request
+from rokt_events_async._pipeline.transport import MAX_BODY, HttpTransport, Request, Route
 from rokt_events_async._protocol.replies import NoReply, Reply
 from rokt_events_async.sandbox import Sandbox
 from tests.samples import CREDENTIALS
@@ -55,7 +55,7 @@ async def transport_to(
     url: str = URL, *, timeout: float = 10.0, session: Any = None
 ) -> AsyncIterator[HttpTransport]:
     transport = HttpTransport(
-        Keyring(CREDENTIALS, timeout=1), url, session=session, timeout=timeout, connections=4
+        Keyring(CREDENTIALS, timeout=1), url, session=session, route=Route(), timeout=timeout, connections=4
     )
     try:
         yield transport

@@ -43,7 +43,6 @@ from rokt_events_async.sandbox import Sandbox
 from tests.samples import event
 from tests.test_readme import block_with
 
-
 EuTracker = Annotated[Tracker[Any], Depends(tracker_named("eu"))]
 
 
