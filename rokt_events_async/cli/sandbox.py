@@ -108,7 +108,7 @@ def sandbox(
             latency=latency,
             seed=seed,
             on_request=log,
-            history=1000,
+            history=1,  # The page has its own, which is bounded.
             page=True,
             expose=expose,
         )

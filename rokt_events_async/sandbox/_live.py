@@ -6,16 +6,16 @@ Pure: it is told what happens, and never waits. A request is written as text onl
 from __future__ import annotations
 
 import json
+import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import attrs
 import orjson
 
-from rokt_events_async.sandbox.audit import events_of
 from rokt_events_async.sandbox.faults import Fault
-from rokt_events_async.sandbox.record import RecordedEvent, RecordedRequest
+from rokt_events_async.sandbox.record import RecordedRequest
 
 KEPT: Final = 10_000
 """How many requests are kept."""
@@ -33,6 +33,9 @@ _MESSAGE_BYTES: Final = 256 * 1024
 """A message to a page ends after the request that reaches this size, so that no page is held up by one."""
 
 _LATE_KEPT: Final = 20_000
+_READ_BODY: Final = 1024 * 1024
+_RECENT: Final = 60
+_LONGEST_CURSOR: Final = 100
 _NAME: Final = 200
 _NOTHING: Final[Mapping[str, Mapping[str, Any]]] = {}
 
@@ -79,7 +82,7 @@ class Entry:
     def size(self) -> int:
         """The bytes that count against the bound."""
         answer = self.exchange.body if self.exchange is not None else None
-        return len(self.body) + len(answer or b"")
+        return len(self.body) + len(answer or b"") + sum(map(len, self.headers.values()))
 
     def write(self) -> bytes:
         """Returns it as JSON."""
@@ -167,6 +170,7 @@ class Live:
     def __init__(self, run: str, *, kept: int = KEPT, kept_bytes: int = KEPT_BYTES) -> None:
         self._run, self._kept, self._kept_bytes = run, kept, kept_bytes
         self._cleared = 0
+        self._lock = threading.RLock()  # A test may clear the record from another thread.
         self._forget_all()
 
     def _forget_all(self) -> None:
@@ -177,6 +181,7 @@ class Live:
         self._late: deque[tuple[int, int]] = deque(maxlen=_LATE_KEPT)
         self._late_count = 0
         self._sessions: dict[str | None, _Session] = {}
+        self._per_second: deque[list[int]] = deque(maxlen=_RECENT + 2)
         self.totals: dict[str, int] = dict.fromkeys(
             ("requests", "accepted", "refused", "twice", "sessions"), 0
         )
@@ -188,27 +193,36 @@ class Live:
 
     def clear(self) -> None:
         """Forgets all requests and counters. Every page begins again."""
-        self._cleared += 1
-        self._forget_all()
+        with self._lock:
+            self._cleared += 1
+            self._forget_all()
 
     # What happens.
 
     def add(self, recorded: RecordedRequest, *, at: float) -> Entry:
         """Takes a request that was judged at the UNIX time `at`, and returns its place for `answered`."""
+        with self._lock:
+            return self._add(recorded, at)
+
+    def _add(self, recorded: RecordedRequest, at: float) -> Entry:
         events = recorded.events
-        total = len(events)
-        if recorded.refusal is not None and recorded.refusal.status == 422:
-            total = len(events_of(recorded.body))
+        sent: Sequence[Mapping[str, Any]] = [item.event for item in events]
         refusal = None
         if recorded.refusal is not None:
             problem = recorded.refusal.problem
             refusal = (recorded.refusal.status, problem.code, problem.message)
-        session = _session_of(events)
+            sent = _events_of_refused(recorded.body)
+        total = len(sent)
+        session = _session_of(sent)
         new = dict.fromkeys([item.identity for item in events], recorded.number)
         accepted = sum([item.is_accepted for item in events])
         odd: Mapping[str, Mapping[str, Any]] = _NOTHING
         known = self._sessions.get(session)
-        if accepted < total or len(new) < total or (known and not known.first.keys().isdisjoint(new)):
+        if (
+            accepted < len(events)
+            or len(new) < len(events)
+            or (known and not known.first.keys().isdisjoint(new))
+        ):
             odd, new = _look(recorded, known.first if known else {})
         twice = sum(["before" in what for what in odd.values()])
         codes = {code for what in odd.values() for code, _ in what.get("errors", ())}
@@ -225,7 +239,7 @@ class Live:
             refused=total if refusal else len(odd) - twice,
             twice=twice,
             codes=(refusal[1],) if refusal else tuple(sorted(codes)),
-            types=tuple([str(name)[:_NAME] for name in {item.event.get("eventType") for item in events}]),
+            types=tuple([name[:_NAME] for name in {event.get("eventType") for event in sent} if name]),
             odd=odd,
             headers=recorded.headers,
             body=recorded.body,
@@ -239,6 +253,11 @@ class Live:
         return entry
 
     def _count(self, entry: Entry) -> None:
+        second, is_odd = entry.at // 1000, entry.status not in (200, 207)
+        if not self._per_second or self._per_second[-1][0] < second:
+            self._per_second.append([second, 0, 0])
+        self._per_second[-1][1] += 1
+        self._per_second[-1][2] += is_odd
         totals = self.totals
         totals["requests"] += 1
         totals["accepted"] += entry.accepted
@@ -267,6 +286,10 @@ class Live:
 
     def answered(self, entry: Entry, *, latency: float | None, exchange: Exchange) -> None:
         """Takes the answer of a request, `latency` seconds after the request; `None` if there was none."""
+        with self._lock:
+            self._answered(entry, latency, exchange)
+
+    def _answered(self, entry: Entry, latency: float | None, exchange: Exchange) -> None:
         if self._by_number.get(entry.number) is not entry:  # It is no longer kept.
             return
         entry.latency = None if latency is None else round(latency * 1000)
@@ -282,7 +305,7 @@ class Live:
 
     def begin(self, last: str | None = None) -> tuple[Cursor, bool]:
         """Returns a page's cursor, and True if it goes on where `last`, a written cursor, has stopped."""
-        epoch, _, places = (last or "").partition(".")
+        epoch, _, places = (last or "")[:_LONGEST_CURSOR].partition(".")
         row, _, late = places.partition(".")
         if epoch == self.epoch and row.isdecimal() and late.isdecimal():
             end = self._first + len(self._entries)
@@ -293,9 +316,30 @@ class Live:
         """The place after the newest request."""
         return self._first + len(self._entries)
 
-    def read(self, cursor: Cursor, most: int) -> News:
-        """Returns what is new, with at most `most` requests, and moves the cursor."""
-        missed = max(0, self._first - cursor.row)
+    @property
+    def is_trimmed(self) -> bool:
+        """True if requests were forgotten since the record began."""
+        return self._first > 0
+
+    def recent(self, now: float) -> list[list[int]]:
+        """Returns how many requests came in each of the last 60 seconds, and how many had no 2xx."""
+        with self._lock:
+            counts = {second: [count, odd] for second, count, odd in self._per_second}
+        last = int(now) - 1
+        return [counts.get(second, [0, 0]) for second in range(last - _RECENT + 1, last + 1)]
+
+    def read(self, cursor: Cursor, most: int, *, behind: int = KEPT) -> News:
+        """Returns what is new, with at most `most` requests, and moves the cursor.
+
+        Args:
+            behind: A page that is further behind than this many requests misses the older ones.
+        """
+        with self._lock:
+            return self._read(cursor, most, behind)
+
+    def _read(self, cursor: Cursor, most: int, behind: int) -> News:
+        oldest = self._first if self.end() - cursor.row <= behind else max(self._first, self.end() - most)
+        missed = max(0, oldest - cursor.row)
         place = cursor.row + missed
         rows: list[bytes] = []
         size = 0
@@ -325,6 +369,7 @@ class Live:
             "request": list(entry.headers.items()),
             "response": list(exchange.headers.items()) if exchange is not None else [],
             "cut": len(entry.body) > DETAIL_BODY or len(answer or b"") > DETAIL_BODY,
+            "isText": _is_text(entry.body),
         }
 
 
@@ -353,11 +398,46 @@ def _look(
     return odd, new
 
 
-def _session_of(events: tuple[RecordedEvent, ...]) -> str | None:
-    for item in events:
-        if session := item.event.get("sessionId"):
+def _session_of(events: Sequence[Mapping[str, Any]]) -> str | None:
+    for event in events:
+        if session := event.get("sessionId"):
             return str(session)[:_NAME]
     return None
+
+
+_WIRE: Final = {"eventtype": "eventType", "sessionid": "sessionId"}
+
+
+def _events_of_refused(body: bytes) -> list[dict[str, str]]:
+    """Returns types and sessions of the events of a request that was refused, if it can be read."""
+    if len(body) > _READ_BODY:
+        return []
+    try:
+        root = json.loads(body)
+    except (ValueError, RecursionError):
+        return []
+    lists = (
+        [value for name, value in root.items() if name.lower() == "events"] if isinstance(root, dict) else []
+    )
+    if not lists or not isinstance(lists[-1], list):
+        return []
+    return [
+        {
+            _WIRE[name.lower()]: value
+            for name, value in event.items()
+            if name.lower() in _WIRE and isinstance(value, str)
+        }
+        for event in lists[-1]
+        if isinstance(event, dict)
+    ]
+
+
+def _is_text(body: bytes) -> bool:
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _text(body: bytes) -> str:

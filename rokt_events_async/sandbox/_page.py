@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import itertools
 import json
+import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,7 +38,10 @@ _ROWS_PER_SLICE: Final = 100
 _SILENT_TICKS: Final = 300
 """After so many ticks without news a comment is sent, which finds a connection that is dead."""
 
-MOST_ARMED: Final = 10_000
+MOST_BEHIND: Final = 1500
+"""Requests by which a page may be behind those that come: 5 seconds. Beyond it, it misses the older ones."""
+
+MOST_ARMED: Final = 1000
 """Faults that can be armed at a time."""
 
 LONGEST_LATENCY: Final = 600_000
@@ -72,6 +77,8 @@ class Behaviour:
     plan: FaultPlan
     echo: Echo
     accepts_credentials: bool = True
+    _known: dict[str, Fault] = attrs.field(factory=dict, init=False)
+    _versions: Iterator[int] = attrs.field(factory=itertools.count, init=False)
 
     def shown(self) -> dict[str, Any]:
         """Returns it in the page's names."""
@@ -80,8 +87,13 @@ class Behaviour:
             "rates": [{"fault": str(fault), "rate": rate} for fault, rate in self.plan.rates],
             "latency": [round(bound * 1000) for bound in self.plan.latency],
             "echo": self.echo.names(),
+            "isOther": Echo.of(*self.echo.names()) != self.echo,
             "credentials": self.accepts_credentials,
         }
+
+    def snapshot(self) -> dict[str, Any]:
+        """Returns it with a version, by which a page knows the later of two."""
+        return {**self.shown(), "version": next(self._versions)}
 
     def fail_next(self, asked: Mapping[str, Any]) -> None:
         """Arms a fault for the next `count` requests."""
@@ -99,12 +111,15 @@ class Behaviour:
         armed: defaultdict[str, list[Fault]] = defaultdict(list)
         for fault in reversed(self.plan.script):
             armed[str(fault)].append(fault)
-        faults = [_fault(name, "script") for name in names]
-        self.plan.set_script(armed[str(fault)].pop() if armed[str(fault)] else fault for fault in faults)
+        self._remember(self.plan.script)
+        faults = [
+            armed[name].pop() if armed.get(str(name)) else self._fault(name, "script") for name in names
+        ]
+        self.plan.set_script(faults)
 
     def set_some(self, asked: Mapping[str, Any]) -> None:
         """Changes what is named: all of it, or nothing if any of it is wrong."""
-        rates = _rates(asked["rates"]) if "rates" in asked else None
+        rates = self._rates(asked["rates"]) if "rates" in asked else None
         latency = _latency(asked["latency"]) if "latency" in asked else None
         echo = _echo(asked["echo"]) if "echo" in asked else None
         accepts = asked.get("credentials")
@@ -121,6 +136,29 @@ class Behaviour:
             self.echo = echo
         if accepts is not None:
             self.accepts_credentials = accepts
+
+    def _remember(self, faults: Iterable[Fault]) -> None:
+        """Remembers faults of the program's own: a page knows their names, and may bring them back."""
+        self._known.update({str(fault): fault for fault in faults if fault not in _LISTED})
+
+    def _fault(self, name: object, field: str) -> Fault:
+        if isinstance(name, str) and name in self._known:
+            return self._known[name]
+        return Fault() if name == str(Fault()) else _fault(name, field)
+
+    def _rates(self, rates: object) -> dict[Fault, float]:
+        if not isinstance(rates, list) or not all(isinstance(item, dict) for item in rates):
+            raise _WrongError("rates", 'rates must be a list of {"fault": …, "rate": …}')
+        now = {str(fault): fault for fault, _ in self.plan.rates}
+        self._remember(now.values())
+        found: dict[Fault, float] = {}
+        for item in rates:
+            rate, name = item.get("rate"), item.get("fault")
+            if not isinstance(rate, int | float) or isinstance(rate, bool):
+                raise _WrongError("rates", f"a rate must be a number 0..1, got {rate!r}")
+            is_there = isinstance(name, str) and name in now
+            found[now[name] if is_there else self._fault(name, "rates")] = rate
+        return found
 
 
 class _WrongError(Exception):
@@ -187,9 +225,8 @@ class Page:
     def _refusal(self, request: web.Request, *, needs_token: bool) -> web.Response | None:
         if not self._token and not is_loopback(request.host):
             return _problem(403, "host", f"the Host header must name loopback, got {request.host!r}")
-        origin = request.headers.get("Origin")
-        if origin is not None and origin != f"{request.scheme}://{request.host}":
-            return _problem(403, "origin", f"the page must be the sandbox's own, got the origin {origin!r}")
+        if (refused := refuse_origin(request)) is not None:
+            return refused
         if needs_token and self._token:
             given = request.headers.get("Authorization", "").encode(errors="replace")
             if not hmac.compare_digest(given, f"Bearer {self._token}".encode()):
@@ -212,7 +249,7 @@ class Page:
         await response.prepare(request)
         cursor, goes_on = self._live.begin(request.headers.get("Last-Event-ID"))
         settings = self._behaviour.shown()
-        hello = self._hello(request, settings, goes_on=goes_on)
+        hello = self._hello(request, goes_on=goes_on)
         try:
             await response.write(_message("hello", json.dumps(hello).encode(), cursor))
             await self._follow(request, response, cursor, settings)
@@ -229,16 +266,25 @@ class Page:
     ) -> None:
         history, silent = self._live.end(), 0
         totals: dict[str, int] = {}
+        recent: list[list[int]] = []
         while not self._stopping.is_set() and not is_gone(request):
             if cursor.epoch != self._live.epoch:
                 cursor, history = self._live.begin()[0], 0
                 cleared = json.dumps({"totals": self._live.totals}).encode()
                 await response.write(_message("cleared", cleared, cursor))
             is_new = cursor.row >= history
-            news = self._live.read(cursor, ROWS_PER_TICK if is_new else _ROWS_PER_SLICE)
+            news = (
+                self._live.read(cursor, ROWS_PER_TICK, behind=MOST_BEHIND)
+                if is_new
+                else self._live.read(cursor, _ROWS_PER_SLICE)
+            )
+            if recent != (now := self._live.recent(time.time())):
+                recent, silent = now, 0
+                await response.write(_message("recent", json.dumps({"seconds": recent}).encode()))
             if settings != self._behaviour.shown():
                 settings = self._behaviour.shown()
-                await response.write(_message("settings", json.dumps(settings).encode()))
+                changed = json.dumps(self._behaviour.snapshot()).encode()
+                await response.write(_message("settings", changed))
             if news.missed or news.rows or news.late or totals != self._live.totals:
                 totals, silent = dict(self._live.totals), 0
                 rest = {"late": news.late, "missed": news.missed, "totals": totals}
@@ -257,20 +303,24 @@ class Page:
         except TimeoutError:
             return
 
-    def _hello(self, request: web.Request, settings: dict[str, Any], *, goes_on: bool) -> dict[str, Any]:
+    def _hello(self, request: web.Request, *, goes_on: bool) -> dict[str, Any]:
         endpoint = f"{request.scheme}://{request.host}{self._endpoint}"
+        env = {**self._env, "ROKT_ENDPOINT": endpoint}
+        if not is_loopback(request.host):
+            env["ROKT_ALLOW_HTTP"] = "1"
         return {
             "version": __version__,
             "goesOn": goes_on,
             "kept": KEPT,
             "endpoint": endpoint,
-            "env": {**self._env, "ROKT_ENDPOINT": endpoint},
+            "env": env,
+            "isTrimmed": self._live.is_trimmed,
             "faults": [
                 {"name": name, "group": group, "says": says, "takes": _takes(Fault.of(name))}
                 for name, (group, says) in FAULT_NOTES.items()
             ],
             "echoes": [{"name": name, "says": says} for name, says in ECHO_NOTES.items()],
-            "settings": settings,
+            "settings": self._behaviour.snapshot(),
             "totals": self._live.totals,
         }
 
@@ -300,7 +350,15 @@ class Page:
             act(asked)
         except _WrongError as error:
             return _problem(422, error.field, str(error))
-        return _json(200, self._behaviour.shown())
+        return _json(200, self._behaviour.snapshot())
+
+
+def refuse_origin(request: web.Request) -> web.Response | None:
+    """Returns what another page is told that asks; `None` for this sandbox's own, and for no page."""
+    origin = request.headers.get("Origin")
+    if origin is None or origin == f"{request.scheme}://{request.host}":
+        return None
+    return _problem(403, "origin", f"the page must be the sandbox's own, got the origin {origin!r}")
 
 
 def is_loopback(host: str) -> bool:
@@ -314,6 +372,9 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(name.removeprefix("[").removesuffix("]")).is_loopback
     except ValueError:
         return False
+
+
+_LISTED: Final = frozenset(map(Fault.of, FAULT_NOTES))
 
 
 def _takes(fault: Fault) -> str:
@@ -330,18 +391,6 @@ def _fault(name: object, field: str = "fault") -> Fault:
         return Fault.of(name)
     except ValueError as error:
         raise _WrongError(field, str(error)) from None
-
-
-def _rates(rates: object) -> dict[Fault, float]:
-    if not isinstance(rates, list) or not all(isinstance(item, dict) for item in rates):
-        raise _WrongError("rates", 'rates must be a list of {"fault": …, "rate": …}')
-    found: dict[Fault, float] = {}
-    for item in rates:
-        rate = item.get("rate")
-        if not isinstance(rate, int | float) or isinstance(rate, bool):
-            raise _WrongError("rates", f"a rate must be a number 0..1, got {rate!r}")
-        found[_fault(item.get("fault"), "rates")] = rate
-    return found
 
 
 def _latency(bounds: object) -> tuple[float, float]:

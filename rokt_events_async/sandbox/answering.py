@@ -18,6 +18,11 @@ from rokt_events_async.sandbox.faults import Act, Fault
 _MIB: Final = 1024 * 1024
 _HUGE_MIB: Final = 64
 _BLANK_MIB: Final = 16
+HANGS_UP: Final = frozenset(
+    {Act.RESET_BEFORE, Act.RESET_DURING, Act.RESET_AFTER, Act.GARBAGE, Act.CUT, Act.HUGE, Act.DRIP}
+)
+"""Acts after which the connection is gone, or may be, by the sandbox's own doing."""
+
 _UNANSWERED: Final = frozenset(
     {Act.SILENCE, Act.RESET_BEFORE, Act.RESET_DURING, Act.RESET_AFTER, Act.GARBAGE}
 )

@@ -10,6 +10,7 @@ import random
 from collections import deque
 from collections.abc import Iterable, Mapping
 from enum import Enum
+from functools import lru_cache
 from typing import Any, Final
 
 import attrs
@@ -117,6 +118,9 @@ class Fault:
         return self.act in (Act.ANSWER, Act.DRIP)
 
     def __str__(self) -> str:
+        return _name_of(self)
+
+    def _name(self) -> str:
         for name, fault in FAULTS.items():
             if fault == self:
                 return name
@@ -125,6 +129,11 @@ class Fault:
         if self.act is Act.ANSWER:
             return "wrong-count" if self.count_offset else "slow" if self.delay else "none"
         return str(self.act.value)
+
+
+@lru_cache(1024)
+def _name_of(fault: Fault) -> str:
+    return fault._name()
 
 
 _PAGE: Final = b"<!DOCTYPE html><html><body><h1>503 Service Unavailable</h1></body></html>"
@@ -233,7 +242,8 @@ class FaultPlan:
         """
         checked = [(Fault.of(what), _check_rate(what, rate)) for what, rate in rates.items()]
         if math.fsum(rate for _, rate in checked) > 1 + 1e-9:
-            raise ValueError(f"fault rates must add up to at most 1, got {dict(rates)!r}")
+            shown = {str(fault): rate for fault, rate in checked}
+            raise ValueError(f"fault rates must add up to at most 1, got {shown}")
         self._rates = checked
 
     def set_latency(self, latency: tuple[float, float]) -> None:

@@ -20,13 +20,15 @@ from aiohttp import web
 
 from rokt_events_async.sandbox import answering, rules
 from rokt_events_async.sandbox._live import Entry, Live
-from rokt_events_async.sandbox._page import Behaviour, Page
+from rokt_events_async.sandbox._page import Behaviour, Page, refuse_origin
 from rokt_events_async.sandbox.echoes import Answer, Echo, write_refusal, write_verdicts
 from rokt_events_async.sandbox.faults import Act, Fault, FaultPlan
 from rokt_events_async.sandbox.record import RecordedEvent, RecordedRequest, record_event, record_headers
 from rokt_events_async.settings import Credentials
 
 PATH: Final = "/v1/partner/events"
+
+_ITSELF: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 -- listened on, and not connected to
 
 
 class Sandbox:
@@ -96,6 +98,7 @@ class Sandbox:
         self._on_request = on_request
         self._requests: deque[RecordedRequest] = deque(maxlen=history)
         self.count: int = 0
+        self._number = 0
         self._accepted = 0
         self._waiting: dict[asyncio.Future[None], int] = {}
         self._lock = threading.Lock()
@@ -206,7 +209,8 @@ class Sandbox:
     @property
     def url(self) -> str:
         """The endpoint for an `Emitter`."""
-        host = f"[{self._host}]" if ":" in self._host else self._host
+        host = _ITSELF.get(self._host, self._host)
+        host = f"[{host}]" if ":" in host else host
         return f"http://{host}:{self._port}{PATH}"
 
     @property
@@ -261,7 +265,7 @@ class Sandbox:
         self._behaviour.plan.append(faults)
 
     def clear(self) -> None:
-        """Forgets all requests, and counts from 0. What is armed or set stays."""
+        """Forgets all requests, and counts from 0. What is armed or set stays, and their numbers go on."""
         with self._lock:
             self._requests.clear()
             self.count = self._accepted = 0
@@ -275,11 +279,14 @@ class Sandbox:
     # One request.
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        if self._live is not None and (refused := refuse_origin(request)) is not None:
+            return refused
         started = time.perf_counter()
         plan = self._behaviour.plan
         fault = plan.next()
         self.count += 1
-        number, latency = self.count, plan.next_latency()
+        self._number += 1  # It goes on when the record is cleared: a request may be on its way then.
+        number, latency = self._number, plan.next_latency()
         if fault.act in (Act.RESET_BEFORE, Act.RESET_DURING):
             if fault.act is Act.RESET_DURING:
                 await request.content.readany()
@@ -295,7 +302,8 @@ class Sandbox:
             response = await self._answer(request, fault, answer)
         if self._live is not None and entry is not None:
             exchange = answering.exchange(fault, answer, response)
-            taken = None if fault.act is Act.SILENCE else time.perf_counter() - started
+            is_told = fault.act is not Act.SILENCE and not answering.is_gone(request)
+            taken = time.perf_counter() - started if is_told or fault.act in answering.HANGS_UP else None
             self._live.answered(entry, latency=taken, exchange=exchange)
         return response
 

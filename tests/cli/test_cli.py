@@ -22,7 +22,7 @@ from rich.console import Console
 from rokt_events_async import DeliveryUnconfirmedError, Emitter, Receipt, cli
 from rokt_events_async.cli import demo
 from rokt_events_async.sandbox import Sandbox
-from rokt_events_async.testing import claim_of
+from rokt_events_async.testing import claim_of, disagreements
 from tests.samples import event
 
 
@@ -172,7 +172,7 @@ def test_the_demo_tells_when_the_accounts_differ(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit status 1, and where."""
-    monkeypatch.setattr(Sandbox, "requests", property(lambda self: []))
+    monkeypatch.setattr(demo, "disagreements", lambda seen, claims: disagreements([], claims))
 
     assert run("demo", "--sessions", "2") == (1, "")
     printed = capsys.readouterr().out
@@ -284,7 +284,7 @@ def test_the_sandbox_command_in_this_process(
     printed = capsys.readouterr().out
 
     assert ("Every machine that reaches this address can send it events" in printed) is bool(exposed)
-    assert bool(re.search(r"at http://0.0.0.0:\d+/#token=\S{32}", printed)) is bool(exposed)
+    assert bool(re.search(r"at http://127.0.0.1:\d+/#token=\S{32}", printed)) is bool(exposed)
 
     assert posted == [401]
     assert "#1  401  refused  SandboxUnauthorized" in printed

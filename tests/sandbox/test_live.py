@@ -6,6 +6,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+import attrs
 import pytest
 
 from rokt_events_async.sandbox import rules
@@ -90,7 +91,7 @@ def test_the_same_event_twice_in_one_request() -> None:
         ((), 0, ["NoEventsProvided"]),
         ([wire()] * 26, 26, ["TooManyEvents"]),
         ([wire(), wire(sessionId="other")], 2, ["SandboxMixedSessionIds"]),
-        ([wire(eventTime=5)], 0, ["InvalidRequestPayload"]),
+        ([wire(eventTime=5)], 1, ["InvalidRequestPayload"]),
     ],
 )
 def test_whole_requests_that_are_refused(events: Any, total: int, codes: list[str]) -> None:
@@ -100,7 +101,7 @@ def test_whole_requests_that_are_refused(events: Any, total: int, codes: list[st
     (row,) = rows(live)
     assert (row["total"], row["refused"], row["accepted"], row["codes"]) == (total, total, 0, codes)
     assert row["refusal"][1:2] == codes
-    assert row["session"] is None
+    assert (row["session"], row["types"]) == (("session", ["SignalViewed"]) if total else (None, []))
 
 
 def test_a_page_reads_what_is_new() -> None:
@@ -126,7 +127,9 @@ def test_a_page_reads_what_is_new() -> None:
     assert live.read(again, 100) == news
 
 
-@pytest.mark.parametrize("last", ["", "other-0.1.1", "run-0.x.1", "run-0.1", "run-0", "run-0.-1.2"])
+@pytest.mark.parametrize(
+    "last", ["", "other-0.1.1", "run-0.x.1", "run-0.1", "run-0", "run-0.-1.2", "run-0." + "1" * 5000 + ".1"]
+)
 def test_a_page_that_cannot_go_on_begins_again(last: str) -> None:
     """Another sandbox was here before, or what it sends is no cursor."""
     live = Live("run")
@@ -200,6 +203,64 @@ def test_bodies_are_cut_in_rows_and_details() -> None:
     detail = live.detail(1)
     assert detail is not None
     assert (detail["answer"], detail["response"], detail["note"]) == ("\ufffd{", [("A", "b")], "a note")
+
+
+@pytest.mark.parametrize(
+    ("body", "types"),
+    [
+        (b'{"Events": [{"EVENTTYPE": "A", "eventtype": "B", "SessionId": "s"}, 5, {"eventType": 7}]}', ["B"]),
+        (b'{"events": {}}', []),
+        (b'{"event": []}', []),
+        (b"[]", []),
+        (b"{", []),
+        (b"[" * 100_000, []),
+        (b'{"events": [{"eventType": "A"}], "x": "' + b"x" * 1024 * 1024 + b'"}', []),
+    ],
+)
+def test_what_can_be_read_of_a_refused_body(body: bytes, types: list[str]) -> None:
+    """Its types and sessions, whatever the case of its names; of one that cannot be read, nothing."""
+    live = Live("run")
+    refusal = rules.Refusal(401, "Unauthorized", rules.UNAUTHORIZED)
+    live.add(RecordedRequest(1, {}, body, Fault(), 401, refusal, ()), at=1)
+    (row,) = rows(live)
+    assert row["types"] == types
+    assert (row["total"], row["refused"]) == ((2, 2) if types else (0, 0))
+
+
+def test_the_last_minute() -> None:
+    """Whole seconds, the newest last; those without a 2xx beside them."""
+    live = Live("run")
+    for number, (at, fault) in enumerate(
+        [(10.5, None), (11.0, 503), (11.9, None), (69.5, None), (70.1, 503)]
+    ):
+        live.add(recorded(number, wire(parentGuid=str(number)), fault=fault), at=at)
+    recent = live.recent(71.5)
+    assert len(recent) == 60
+    assert recent[-2:] == [[1, 0], [1, 1]]
+    assert recent[0] == [2, 1], "second 11"
+    assert sum(count for count, _ in recent) == 4
+    assert live.recent(1000) == [[0, 0]] * 60
+
+
+def test_a_page_that_is_far_behind_goes_on_with_the_newest() -> None:
+    """What it shows is what happens now; it hears how much it has missed."""
+    live = Live("run")
+    cursor, _ = live.begin()
+    for number in range(1, 101):
+        live.add(recorded(number, wire(parentGuid=str(number))), at=1)
+    news = live.read(cursor, 10, behind=50)
+    assert news.missed == 90
+    assert [json.loads(row)["n"] for row in news.rows] == list(range(91, 101))
+    assert not live.is_trimmed
+
+
+def test_headers_count_as_bytes() -> None:
+    """A client can send a hundred of them, each of kilobytes."""
+    live = Live("run", kept_bytes=100_000)
+    for number in range(1, 30):
+        one = recorded(number, wire(parentGuid=str(number)))
+        live.add(attrs.evolve(one, headers={"X": "x" * 8000}), at=1)
+    assert len(rows(live)) < 13
 
 
 def test_text_that_utf_8_cannot_hold() -> None:

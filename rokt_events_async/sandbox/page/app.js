@@ -11,6 +11,7 @@ import {
   recall,
   remember,
   setText,
+  short,
   tell,
   toast,
 } from './text.js';
@@ -160,7 +161,7 @@ function notes() {
       rebuild();
     };
     const chip = { type: 'button', class: 'chip', title: 'Remove this filter', on: { click: drop } };
-    el.append(h('button', chip, `session ${filter.session.slice(0, 8)}`, icon('bad')));
+    el.append(h('button', chip, `session ${short(filter.session)}`, icon('bad')));
   }
   el.append(h('button', { type: 'button', class: 'link', on: { click: clearFilters } }, 'Clear filters'));
 }
@@ -297,14 +298,13 @@ function counters() {
   );
 }
 
+/** How many requests came in each of the last seconds, by the sandbox's clock: [all, not 2xx]. */
+let seconds = [];
+
 function spark() {
-  const now = Math.floor(Date.now() / 1000) - 1;
-  const bins = [];
-  for (let ago = 59; ago >= 0; ago--) bins.push(store.perSecond.get(now - ago) || [0, 0]);
-  for (const second of store.perSecond.keys()) if (second < now - 70) store.perSecond.delete(second);
-  const most = Math.max(...bins.map(([all]) => all));
+  const most = Math.max(0, ...seconds.map(([all]) => all));
   const bars = (which) =>
-    bins
+    seconds
       .map((bin, i) => {
         const y = Math.round((bin[which] / Math.max(4, most)) * 38);
         return y ? `M${i * 4} 40v${-y}h3v${y}z` : '';
@@ -312,12 +312,10 @@ function spark() {
       .join('');
   $('spark-all').setAttribute('d', bars(0));
   $('spark-off').setAttribute('d', bars(1));
-  const rate = state.conn === 'live' ? bins.slice(-5).reduce((sum, [all]) => sum + all, 0) / 5 : 0;
+  const rate = state.conn === 'live' ? seconds.slice(-5).reduce((sum, [all]) => sum + all, 0) / 5 : 0;
   setText($('s-rate'), rate >= 10 ? String(Math.round(rate)) : rate.toFixed(1));
-  $('spark').setAttribute(
-    'aria-label',
-    `Requests a second over the last minute: now ${rate.toFixed(1)}, at most ${most}`,
-  );
+  const label = `Requests a second over the last minute: now ${rate.toFixed(1)}, at most ${most}`;
+  $('spark').setAttribute('aria-label', label);
 }
 
 setInterval(() => {
@@ -332,7 +330,7 @@ setInterval(() => {
 const spoken = { at: 0, requests: 0, refused: 0 };
 
 setInterval(() => {
-  spark();
+  if (state.conn !== 'live') spark();
   if (state.view === 'sessions' && stale.sessions) {
     stale.sessions = false;
     if (list.follows()) {
@@ -343,7 +341,7 @@ setInterval(() => {
       });
     }
     const ses = store.sessions.get(state.chosenSession);
-    if (ses && isStale(ses) && !state.paused) showSession(ses);
+    if (ses && isStale(ses) && !state.paused && !$('detail').hidden) showSession(ses);
   }
   const { requests, refused } = state.totals;
   if (Date.now() - spoken.at > SPOKEN && requests > spoken.requests && !state.paused) {
@@ -464,6 +462,8 @@ Object.assign(app, {
   measure: () => list.measure(),
   touch: () => list.touch(),
   settings(settings) {
+    // A control's answer and the stream overtake each other: the later of the sandbox's states counts.
+    if (state.settings && settings.version < state.settings.version) return;
     state.settings = settings;
     if (state.hello) showSettings();
   },
@@ -593,8 +593,10 @@ on('keys-on', 'change', () => remember('keys', $('keys-on').checked ? 'on' : 'of
 
 function escape() {
   if (!$('pop').hidden) closePop();
-  else if ($('desk').classList.contains('open')) closeDesk();
-  else if (document.activeElement === $('q') && $('q').value) {
+  else if ($('desk').classList.contains('open')) {
+    closeDesk();
+    $(narrow() ? 'list' : 'desk-open').focus();
+  } else if (document.activeElement === $('q') && $('q').value) {
     $('q').value = '';
     setSearch('');
     rebuild();
@@ -662,6 +664,9 @@ on('theme', 'click', nextTheme);
 
 // The connection.
 
+const LOCKED = 'This sandbox asks for its token: open the address that it has printed.';
+let lostAt = '';
+
 function setConn(name) {
   if (state.conn !== name && name === 'live' && state.conn === 'lost') tell('Connected again');
   state.conn = name;
@@ -673,10 +678,11 @@ function setConn(name) {
   );
   document.title =
     { live: '', paused: '⏸ ', connecting: '… ', lost: '⚠ ' }[shownAs] + 'Server Events sandbox';
-  $('banner').hidden = name !== 'lost';
+  $('banner').hidden = name !== 'lost' && name !== 'token';
+  if (!$('banner').hidden)
+    setText($('banner-text'), name === 'token' ? LOCKED : `No connection to the sandbox${lostAt}.`);
 }
 
-let lostAt = '';
 const MESSAGES = {
   hello(data) {
     if (!data.goesOn) {
@@ -685,7 +691,9 @@ const MESSAGES = {
       $('work').classList.remove('has-detail');
     }
     state.hello = data;
+    state.settings = null;
     state.totals = data.totals;
+    if (!data.goesOn) state.trimmed = data.isTrimmed;
     app.settings(data.settings);
     setText($('endpoint-url'), data.endpoint);
     showPicked();
@@ -703,9 +711,14 @@ const MESSAGES = {
     stale.counters = true;
     scheduleInbox();
   },
+  recent(data) {
+    seconds = data.seconds;
+    spark();
+  },
   settings: (data) => app.settings(data),
   cleared(data) {
     forgetAll();
+    state.trimmed = false;
     state.totals = data.totals;
     Object.assign(spoken, { requests: 0, refused: 0 });
     $('detail').hidden = true;
@@ -729,16 +742,12 @@ function late(n, latency) {
 const link = connect({
   message: (kind, data) => Object.hasOwn(MESSAGES, kind) && MESSAGES[kind](data),
   state(name) {
-    if (state.conn === 'live') lostAt = clock(Date.now());
+    if (state.conn === 'live') lostAt = ` since ${clock(Date.now())}. What is shown may be old`;
     setConn(name);
     blank();
   },
   waiting(left) {
-    const since = lostAt ? ` since ${lostAt}. What is shown may be old` : '';
-    setText(
-      $('banner-text'),
-      left ? `No connection to the sandbox${since}. Next try in ${left} s.` : 'Connecting…',
-    );
+    setText($('banner-next'), left ? `Next try in ${left} s.` : 'Connecting…');
   },
 });
 on('retry', 'click', () => link.retry());

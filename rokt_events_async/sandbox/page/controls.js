@@ -37,18 +37,18 @@ export function showSettings() {
   const sum = settings.rates.reduce((all, x) => all + x.rate, 0);
   showArmed(runs(settings.script), armed);
   showRates(settings.rates);
-  setText($('rate-sum'), sum ? `${Math.round(sum * 100)} % in all` : '');
+  setText($('rate-sum'), sum ? `${percent(sum)} in all` : '');
   const [from, to] = settings.latency;
-  if (document.activeElement !== $('lat-min')) $('lat-min').value = fromMs(from);
-  if (document.activeElement !== $('lat-max')) $('lat-max').value = fromMs(to);
+  if (!$('lat-min').matches(':active')) $('lat-min').value = fromMs(from);
+  if (!$('lat-max').matches(':active')) $('lat-max').value = fromMs(to);
   showLatency(from, to);
   $('creds').checked = settings.credentials;
-  showEchoes(settings.echo);
+  showEchoes(settings.echo, settings.isOther);
   const odd = [
     armed && `${armed} armed`,
     sum && 'rates on',
     to && 'slow',
-    settings.echo.length && 'form changed',
+    (settings.echo.length || settings.isOther) && 'form changed',
     !settings.credentials && 'all 401',
   ].filter(Boolean);
   const text = odd.length ? odd[0] + (odd.length > 1 ? ` + ${odd.length - 1}` : '') : 'Normal';
@@ -60,7 +60,18 @@ export function showSettings() {
   $('calm').disabled = !odd.length;
 }
 
+/** Gives the focus back to what replaced a control, or to the one beside it. */
+function refocus(box, label, other) {
+  if (!label) return;
+  const again = [...box.querySelectorAll('[aria-label]')].find(
+    (el) => el.getAttribute('aria-label') === label,
+  );
+  (again || other).focus({ preventScroll: true });
+}
+
 function showArmed(script, armed) {
+  const queue = $('queue');
+  const held = queue.contains(document.activeElement) && document.activeElement.getAttribute('aria-label');
   $('armed').hidden = !armed;
   const words = script.map(([name, n]) => (n > 1 ? `${n} × ${name}` : name)).join(', then ');
   if (armed)
@@ -77,24 +88,28 @@ function showArmed(script, armed) {
       return h('li', {}, h('span', { class: 'mono' }, `${n} × ${name}`), button);
     }),
   );
+  refocus(queue, held, $('arm'));
 }
+
+const percent = (rate) => `${Number((rate * 100).toPrecision(3))} %`;
 
 function showRates(rates) {
   const box = $('rates');
-  if (box.contains(document.activeElement) && box.dataset.faults === rates.map((x) => x.fault).join()) return; // a slider in use
+  const held = box.contains(document.activeElement) && document.activeElement.getAttribute('aria-label');
+  if (box.querySelector('input:active') && box.dataset.faults === rates.map((x) => x.fault).join()) return; // in use
   box.dataset.faults = rates.map((x) => x.fault).join();
   const none = h('p', { class: 'none' }, 'None: every other request is answered truly.');
   box.replaceChildren(...(rates.length ? rates.map(rateRow) : [none]));
+  refocus(box, held, $('rate-add'));
 }
 
 function rateRow({ fault, rate }) {
-  const percent = Math.round(rate * 100);
-  const out = h('output', {}, `${percent} %`);
+  const out = h('span', { class: 'rate-out' }, percent(rate));
   const range = h('input', {
     type: 'range',
     min: 0,
     max: 100,
-    value: percent,
+    value: Math.round(rate * 100),
     'aria-label': `Rate of ${fault} in per cent`,
   });
   range.addEventListener('input', () => setText(out, `${range.value} %`));
@@ -102,9 +117,7 @@ function rateRow({ fault, rate }) {
     const rates = state.settings.rates.map((x) =>
       x.fault === fault ? { fault, rate: range.value / 100 } : x,
     );
-    if (await control('settings', { rates })) return;
-    range.value = percent;
-    setText(out, `${percent} %`);
+    if (!(await control('settings', { rates }))) showRates(state.settings.rates);
   });
   const rest = () => control('settings', { rates: state.settings.rates.filter((x) => x.fault !== fault) });
   const button = h(
@@ -115,9 +128,9 @@ function rateRow({ fault, rate }) {
   return h('div', { title: faultText(fault) }, h('span', { class: 'mono' }, fault), out, button, range);
 }
 
-function showEchoes(on) {
+function showEchoes(on, isOther) {
   const box = $('echoes');
-  setText($('echo-sum'), on.length ? on.join(', ') : 'default');
+  setText($('echo-sum'), [...on, isOther && "the program's own"].filter(Boolean).join(', ') || 'default');
   if (!box.children.length) {
     const change = () =>
       control('settings', { echo: [...box.querySelectorAll(':checked')].map((check) => check.value) });
@@ -265,20 +278,17 @@ export function closeDesk() {
 
 const on = (id, type, act) => $(id).addEventListener(type, act);
 
+/** The bounds with one of them moved; the other stays what it was, unless it has to give way. */
 function bounds(moved) {
-  const low = $('lat-min');
-  const high = $('lat-max');
-  if (Number(low.value) > Number(high.value)) {
-    if (moved === low) high.value = low.value;
-    else low.value = high.value;
-  }
-  return [toMs(Number(low.value)), toMs(Number(high.value))];
+  const [from, to] = state.settings.latency;
+  const ms = toMs(Number(moved.value));
+  return moved === $('lat-min') ? [ms, Math.max(ms, to)] : [Math.min(ms, from), ms];
 }
 
 async function calm() {
-  const { script, ...rest } = state.settings;
-  await control('script', { script: [] });
-  await control('settings', { rates: [], latency: [0, 0], echo: [], credentials: true });
+  const { script, isOther, ...rest } = state.settings;
+  if (!(await control('script', { script: [] }))) return;
+  if (!(await control('settings', { rates: [], latency: [0, 0], echo: [], credentials: true }))) return;
   toast('Behaves normally', async () => {
     await control('script', { script });
     await control('settings', rest);

@@ -26,37 +26,43 @@ function laneOf(e) {
   return Object.hasOwn(IMPRESSIONS, label) ? IMPRESSIONS[label] : 'other';
 }
 
+const MOST = 200;
+
+/** The latest events of a session, at most 200, and whether these are all. */
 function collect(ses) {
   const byEvent = new Map();
-  for (const r of ses.requests) {
-    for (const e of eventsOf(r)) {
+  let i = ses.requests.length - 1;
+  for (; i >= 0 && byEvent.size < MOST; i--) {
+    const r = ses.requests[i];
+    for (const e of eventsOf(r).slice(0, MOST)) {
       const key = sameAs(e);
       let it = byEvent.get(key);
       if (!it) {
         it = { e, lane: laneOf(e), at: Date.parse(e.time) || r.t, accepted: 0, errors: [], numbers: [] };
         byEvent.set(key, it);
       }
-      it.numbers.push(r.n);
+      if (it.numbers.length < MOST) it.numbers.unshift(r.n);
       if (e.ok) it.accepted++;
+      if (it.errors.length) continue;
       if (e.errors.length) it.errors = e.errors;
       else if (r.refusal) it.errors = [[r.refusal[1], r.refusal[2]]];
     }
   }
-  return [...byEvent.values()].sort((a, b) => a.at - b.at || a.numbers[0] - b.numbers[0]);
+  const events = [...byEvent.values()].sort((a, b) => a.at - b.at || a.numbers[0] - b.numbers[0]);
+  return { events, isAll: i < 0 };
 }
 
 /** Returns the session's events in order, and lines on them: [tone, icon, text]. */
 export function findings(ses) {
   if (ses.foundFor === ses.version) return ses.found;
-  ses.foundFor = ses.version;
-  const events = collect(ses);
+  const { events, isAll } = collect(ses);
   const taken = events.filter((x) => x.accepted);
   const has = (lane) => taken.some((x) => x.lane === lane);
   const parents = (lane) => new Set(taken.filter((x) => x.lane === lane).map((x) => x.e.parent));
   const creatives = parents('creative');
   const viewed = parents('viewed');
   const later = (from) => LANES.slice(from, 5).some(([id]) => has(id)); // one that has only begun misses nothing yet
-  const isWhole = !ses.trimmed && !state.missed;
+  const isWhole = isAll && !ses.trimmed && !ses.cut && !state.missed && !state.trimmed;
   const gone = isWhole
     ? [!has('placement') && later(1) && 'placement', !has('slot') && later(2) && 'slot'].filter(Boolean)
     : [];
@@ -96,9 +102,16 @@ export function findings(ses) {
   if (!has('response'))
     lines.push(['none', 'info', 'No response. That is normal: most customers do not choose.']);
   if (!isWhole)
-    lines.push(['none', 'info', 'Some requests are not shown any more, so what is missing cannot be said.']);
+    lines.push([
+      'none',
+      'info',
+      isAll
+        ? 'Some requests are not shown here, so what is missing cannot be said.'
+        : 'The latest events; it had more, so what is missing cannot be said.',
+    ]);
   else if (!lines.some(([kind]) => kind === 'part' || kind === 'bad'))
     lines.unshift(['ok', 'ok', 'Complete: nothing missing, nothing doubled.']);
-  ses.found = { events, lines, missing, creatives, viewed, gone };
+  ses.foundFor = ses.version;
+  ses.found = { events, lines, missing, creatives, viewed, gone, isWhole };
   return ses.found;
 }

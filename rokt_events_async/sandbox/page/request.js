@@ -33,6 +33,9 @@ const PHRASE = {
   503: 'Service Unavailable',
   504: 'Gateway Timeout',
 };
+const SHOWN = 100; // events
+const DEEPEST = 40;
+const MOST_PARTS = 3000;
 const TABS = ['events', 'request', 'answer', 'headers'];
 let tab = 'events';
 
@@ -78,6 +81,7 @@ export function showLatency(r) {
 
 export function showRequest(r) {
   const el = $('detail');
+  const held = el.contains(document.activeElement) && document.activeElement.title;
   const kind = tone(r);
   const was = el.hidden;
   el.hidden = false;
@@ -159,6 +163,8 @@ export function showRequest(r) {
     ),
   );
   pickTab(r, tab);
+  const again = held && [...el.querySelectorAll('.d-head button')].find((button) => button.title === held);
+  if (again) again.focus({ preventScroll: true });
   if (was) app.measure();
 }
 
@@ -177,12 +183,15 @@ const nothing = (text) => h('p', { class: 'void' }, text);
 async function fillPanel(r, panel) {
   if (tab === 'events') {
     const events = eventsOf(r);
+    const some = events.slice(0, SHOWN);
     const why = r.cut
       ? 'The body is too long to be shown as events.'
       : r.total || r.body
         ? 'The body was not read as events. See Request.'
         : 'The connection was reset before the body was there.';
-    panel.replaceChildren(...(events.length ? events.map((e) => eventItem(r, e)) : [nothing(why)]));
+    panel.replaceChildren(...(events.length ? some.map((e) => eventItem(r, e)) : [nothing(why)]));
+    if (some.length < events.length)
+      panel.append(nothing(`${count(events.length - some.length)} more events. See Request.`));
     return;
   }
   const slow = setTimeout(() => panel.replaceChildren(nothing('Loading')), 150);
@@ -265,17 +274,25 @@ function eventItem(r, e) {
 /** Formatted JSON as text nodes in spans; what is no JSON is shown as it is. */
 function json(text) {
   const pre = h('pre', { class: 'json', tabindex: '0' });
-  let value;
   try {
-    if (text.length > 50000) throw new RangeError('too many elements');
-    value = JSON.parse(text);
+    if (text.length > 50000) throw new RangeError('too long to be coloured');
+    pre.append(...formatted(JSON.parse(text)));
   } catch {
     pre.textContent = visLines(text);
-    return pre;
   }
-  const put = (cls, words) => pre.append(cls ? h('span', { class: cls }, words) : words);
+  return pre;
+}
+
+/** Raises a RangeError for what is too deep, or has too many parts. */
+function formatted(value) {
+  const parts = [];
+  const put = (cls, words) => {
+    if (parts.push(cls ? h('span', { class: cls }, words) : words) > MOST_PARTS)
+      throw new RangeError('too many parts');
+  };
   const literal = (v) => vis(JSON.stringify(v), 4000);
   (function walk(v, pad) {
+    if (pad.length > 2 * DEEPEST) throw new RangeError('too deep');
     if (!v || typeof v !== 'object') {
       put(typeof v === 'string' ? 'v' : 'w', literal(v));
       return;
@@ -302,7 +319,7 @@ function json(text) {
     put('', isFlat ? '' : '\n' + pad);
     put('p', closing);
   })(value, '');
-  return pre;
+  return parts;
 }
 
 // Copies.
@@ -317,19 +334,26 @@ export async function copyAs(r, form) {
   }
   if (d === null) toast('The sandbox no longer has this request');
   else if (d.cut) toast('The body is too long to be copied');
+  else if (!d.isText) toast('The body is not UTF-8, and cannot be copied as text');
   else if (form === 'curl') await copy(asCurl(d), 'curl command');
   else await copy(asTest(r, d), 'Test');
 }
 
 const contentType = (d) => (d.request.find(([name]) => name.toLowerCase() === 'content-type') || [])[1] || '';
-const quote = (text) => "'" + text.replace(/'/g, "'\\''") + "'";
+
+/** For a shell. Control characters are written as escapes: pasted into a terminal, they would be keys. */
+function quote(text) {
+  const escape = (c) => '\\x' + c.charCodeAt(0).toString(16).padStart(2, '0');
+  if (!/[\u0000-\u001f\u007f]/.test(text)) return "'" + text.replace(/'/g, "'\\''") + "'";
+  return "$'" + text.replace(/[\\']/g, '\\$&').replace(/[\u0000-\u001f\u007f]/g, escape) + "'";
+}
 
 function asCurl(d) {
   return [
     `curl -i ${quote(state.hello.endpoint)}`,
     `  -H "rokt-pub-id: $ROKT_PUB_ID" -H "rokt-secret: $ROKT_SECRET" -H "rokt-tag-id: $ROKT_TAG_ID"`,
     `  -H ${quote('Content-Type: ' + contentType(d))}`,
-    `  --data-binary ${quote(d.body)}\n`,
+    `  --data-raw ${quote(d.body)}\n`,
   ].join(' \\\n');
 }
 
@@ -340,9 +364,15 @@ const literal = (text) =>
     (c) => '\\u' + c.charCodeAt(0).toString(16).padStart(4, '0'),
   );
 
+function failNext(fault) {
+  if (/^[345]\d\d$/.test(fault)) return `    rokt_sandbox.fail_next(${fault})`;
+  if (faultOf(fault)) return `    rokt_sandbox.fail_next(${literal(fault)})`;
+  return `    # It met a fault of the program's own: ${vis(fault)}`;
+}
+
 function asTest(r, d) {
   const isOld = r.codes.includes('SandboxEventTimeOutOfRange');
-  const body = isOld ? d.body : d.body.replace(/("eventTime"\s*:\s*)"\d[^"]*"/gi, '$1"NOW"');
+  const body = isOld ? d.body : d.body.replace(/("eventTime"\s*:\s*)"\d[^"]*"/gi, '$1"@NOW@"');
   const secret = r.refusal && r.refusal[0] === 401 ? '"wrong"' : 'credentials.secret';
   const lines = [
     'import contextlib',
@@ -354,11 +384,11 @@ function asTest(r, d) {
     '',
     '',
     `def test_request_${r.n}(rokt_sandbox):`,
-    r.fault && `    rokt_sandbox.fail_next(${/^\d+$/.test(r.fault) ? r.fault : literal(r.fault)})`,
+    r.fault && failNext(r.fault),
     '    credentials = rokt_sandbox.credentials',
     '    request = urllib.request.Request(',
     '        rokt_sandbox.url,',
-    '        data=BODY.replace("NOW", datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")).encode(),',
+    '        data=BODY.replace("@NOW@", datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")).encode(),',
     '        headers={',
     `            "Content-Type": ${literal(contentType(d))},`,
     '            "rokt-pub-id": credentials.pub_id,',

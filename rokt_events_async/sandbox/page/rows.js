@@ -87,11 +87,11 @@ function makeSession() {
 
 function fillSession(row, ses) {
   const p = row.parts;
-  const { events, missing } = findings(ses);
+  const { missing } = findings(ses);
   row.className = 'row s ' + (ses.refused ? 'bad' : ses.twice || missing ? 'part' : 'ok');
   setText(p.ses, short(ses.id));
   setText(p.tm, clock(ses.last));
-  setText(p.what, `${many(events.length, 'event')} in ${many(ses.requests.length, 'request')}`);
+  setText(p.what, `${many(ses.events, 'event')} in ${many(ses.requests.length, 'request')}`);
   const flags = [
     ['bad', 'bad', ses.refused, 'refused'],
     ['part', 'twice', ses.twice, 'seen twice'],
@@ -110,7 +110,7 @@ function fillSession(row, ses) {
   );
   const label = [
     `Session ${short(ses.id)}`,
-    many(events.length, 'event'),
+    many(ses.events, 'event'),
     ...flags.map(([, , n, word]) => `${n} ${word}`),
   ];
   row.setAttribute('aria-label', label.join(', '));

@@ -84,11 +84,13 @@ function table(found) {
         app.go('requests');
         open(n, true);
       };
-      return h(
-        'button',
-        { type: 'button', class: 'link mono', title: `Open request ${n}`, on: { click: go } },
-        String(n),
-      );
+      const attributes = {
+        type: 'button',
+        class: 'link mono',
+        title: `Open request ${n}`,
+        'data-act': `r${i}-${n}`,
+      };
+      return h('button', { ...attributes, on: { click: go } }, String(n));
     };
     return h(
       'tr',
@@ -169,9 +171,9 @@ function swim(found) {
   };
   for (const lane of found.gone) ghost(x(-1), lane, `No ${lane} impression`);
   events.forEach((event, i) => {
-    if (event.lane === 'creative' && event.accepted && !found.viewed.has(event.e.parent))
+    if (found.isWhole && event.lane === 'creative' && event.accepted && !found.viewed.has(event.e.parent))
       ghost(x(i), 'viewed', 'Not viewed', true);
-    if (event.lane === 'viewed' && event.accepted && !found.creatives.has(event.e.parent))
+    if (found.isWhole && event.lane === 'viewed' && event.accepted && !found.creatives.has(event.e.parent))
       ghost(x(i), 'creative', 'Viewed without an impression');
     svg.append(dotOf(event, x(i), y(event.lane)));
   });

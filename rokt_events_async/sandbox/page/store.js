@@ -1,6 +1,7 @@
 /* What the page knows: the requests that are kept, their sessions, the filter; and what a request means. */
 
 export const KEEP = 10000;
+const KEEP_CHARS = 64 * 1024 * 1024; // of bodies
 const SLACK = 500;
 
 export const state = {
@@ -13,6 +14,7 @@ export const state = {
   chosenSession: '',
   conn: 'connecting',
   missed: 0, // requests that came faster than they were shown
+  trimmed: false, // the sandbox had forgotten requests when the page was opened
 };
 
 export const store = {
@@ -20,7 +22,7 @@ export const store = {
   byNumber: new Map(),
   sessions: new Map(), // by id, in the order of their last request
   inbox: [], // what has come since the last frame
-  perSecond: new Map(), // second -> [requests, not 2xx]
+  chars: 0, // of the bodies in `all`
 };
 
 export function forgetAll() {
@@ -28,24 +30,33 @@ export function forgetAll() {
   store.byNumber.clear();
   store.sessions.clear();
   store.inbox.length = 0;
-  store.perSecond.clear();
+  store.chars = 0;
   Object.assign(state, { chosen: 0, chosenSession: '', missed: 0 });
 }
 
 export function keep(r) {
   store.all.push(r);
   store.byNumber.set(r.n, r);
-  const second = Math.floor(r.t / 1000);
-  const bin = store.perSecond.get(second) || [0, 0];
-  bin[0]++;
-  if (r.status !== 200 && r.status !== 207) bin[1]++;
-  store.perSecond.set(second, bin);
+  store.chars += r.body.length;
   if (r.session === null) return;
   let ses = store.sessions.get(r.session);
   if (ses) store.sessions.delete(r.session);
-  else ses = { id: r.session, requests: [], accepted: 0, refused: 0, twice: 0, version: 0, trimmed: false };
+  else
+    ses = {
+      id: r.session,
+      requests: [],
+      events: 0,
+      cut: false,
+      accepted: 0,
+      refused: 0,
+      twice: 0,
+      version: 0,
+      trimmed: false,
+    };
   ses.last = r.t;
   ses.requests.push(r);
+  ses.events += r.total;
+  ses.cut ||= r.cut;
   ses.accepted += r.accepted;
   ses.refused += r.refused;
   ses.twice += r.twice;
@@ -54,12 +65,17 @@ export function keep(r) {
 }
 
 export function forgetOld() {
-  if (store.all.length <= KEEP + SLACK) return;
-  for (const r of store.all.splice(0, store.all.length - KEEP)) {
+  let over = store.all.length > KEEP + SLACK ? store.all.length - KEEP : 0;
+  for (let chars = store.chars; chars > KEEP_CHARS && over < store.all.length - 1; over++) {
+    chars -= store.all[over].body.length;
+  }
+  for (const r of store.all.splice(0, over)) {
     store.byNumber.delete(r.n);
+    store.chars -= r.body.length;
     const ses = store.sessions.get(r.session);
     if (!ses) continue;
-    ses.requests = ses.requests.filter((other) => other !== r);
+    if (ses.requests[0] === r) ses.requests.shift();
+    else ses.requests = ses.requests.filter((other) => other !== r);
     ses.trimmed = true;
     ses.version++;
     if (!ses.requests.length) store.sessions.delete(ses.id);
@@ -131,18 +147,21 @@ function eventOf(r, raw, odd) {
   };
   for (const key of Object.keys(raw || {})) {
     const name = key.toLowerCase();
-    if (Object.hasOwn(names, name) && raw[key] !== null) event[names[name]] = String(raw[key]);
+    if (Object.hasOwn(names, name))
+      event[names[name]] = asText(raw[key]); // the last of a name counts, as in the sandbox
     else if (name === 'metadata' && Array.isArray(raw[key])) event.meta = raw[key].map(pairOf);
   }
   event.ok = r.taken && !r.refusal && !event.errors.length;
   return event;
 }
 
+const asText = (value) => (typeof value === 'string' ? value : '');
+
 function pairOf(raw) {
   const pair = ['', ''];
   for (const key of Object.keys(raw || {})) {
-    if (key.toLowerCase() === 'name') pair[0] = String(raw[key]);
-    if (key.toLowerCase() === 'value') pair[1] = String(raw[key]);
+    if (key.toLowerCase() === 'name') pair[0] = asText(raw[key]);
+    if (key.toLowerCase() === 'value') pair[1] = asText(raw[key]);
   }
   return pair;
 }

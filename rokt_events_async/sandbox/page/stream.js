@@ -6,22 +6,29 @@ import { toast } from './text.js';
 
 const WAITS = [1, 2, 4, 8, 15, 30]; // seconds before a new try
 
+const PATIENCE = 10000; // ms for an answer
+const SILENCE = 40000; // ms; the sandbox says every 15 s that it is still there
+
 /** The token of an exposed sandbox comes in the address, once, and does not stay there. */
 function takeToken() {
   const given = /[#&]token=([\w-]+)/.exec(location.hash);
-  if (given) {
-    sessionStorage.setItem('token', given[1]);
-    history.replaceState(null, '', location.pathname + location.search);
-  }
-  return sessionStorage.getItem('token');
+  if (!given) return false;
+  token = given[1];
+  sessionStorage.setItem('token', token);
+  history.replaceState(null, '', location.pathname + location.search);
+  return true;
 }
 
-const token = takeToken();
+let token = sessionStorage.getItem('token');
+takeToken();
 const headers = (more) => (token ? { ...more, Authorization: `Bearer ${token}` } : more);
 
 /** Returns the body and the headers of a request, or null if the sandbox no longer has it. */
 export async function detail(n) {
-  const answer = await fetch(`/_live/requests/${n}`, { headers: headers({}) });
+  const answer = await fetch(`/_live/requests/${n}`, {
+    headers: headers({}),
+    signal: AbortSignal.timeout(PATIENCE),
+  });
   return answer.ok ? answer.json() : null;
 }
 
@@ -33,9 +40,11 @@ export async function control(name, asked) {
       method: 'POST',
       headers: headers({ 'Content-Type': 'application/json' }),
       body: JSON.stringify(asked),
+      signal: AbortSignal.timeout(PATIENCE),
     });
-  } catch {
-    toast('Not connected: nothing was changed');
+  } catch (error) {
+    const late = 'No answer yet: perhaps too many tabs show this page';
+    toast(error.name === 'TimeoutError' ? late : 'Not connected: nothing was changed');
     return false;
   }
   const said = await answer.json();
@@ -49,9 +58,19 @@ export function connect(on) {
   let last = '';
   let tries = 0;
   let wake = null;
+  let stop = new AbortController();
+  let watchdog = 0;
+
+  function watch() {
+    clearTimeout(watchdog);
+    watchdog = setTimeout(() => stop.abort(), SILENCE);
+  }
 
   async function read() {
-    const answer = await fetch('/_live/events', { headers: headers(last ? { 'Last-Event-ID': last } : {}) });
+    stop = new AbortController();
+    watch();
+    const more = last ? { 'Last-Event-ID': last } : {};
+    const answer = await fetch('/_live/events', { headers: headers(more), signal: stop.signal });
     if (answer.status === 401) return 'token';
     if (!answer.ok) throw new Error(`status ${answer.status}`);
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -59,6 +78,7 @@ export function connect(on) {
     for (;;) {
       const { value, done } = await reader.read();
       if (done) return 'ended';
+      watch();
       rest += value;
       for (let end = rest.indexOf('\n\n'); end >= 0; end = rest.indexOf('\n\n')) {
         take(rest.slice(0, end));
@@ -95,9 +115,20 @@ export function connect(on) {
   (async () => {
     for (;;) {
       const ended = await read().catch(() => 'lost');
+      clearTimeout(watchdog);
+      if (document.hidden) {
+        // A browser has few connections to a place: a tab that is not seen leaves its own to others.
+        await new Promise((go) => document.addEventListener('visibilitychange', go, { once: true }));
+        continue;
+      }
       on.state(ended === 'token' ? 'token' : 'lost');
       await pause();
     }
   })();
-  return { retry: () => wake && wake() };
+  const retry = () => wake && wake();
+  document.addEventListener('visibilitychange', () => (document.hidden ? stop.abort() : retry()));
+  window.addEventListener('hashchange', () => {
+    if (takeToken()) retry();
+  });
+  return { retry };
 }
