@@ -49,6 +49,34 @@ def parse_time(text: str) -> datetime:
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
+def read_moment(moment: object) -> datetime:
+    """Returns a time that is ISO 8601 text with an offset, or UNIX time in seconds.
+
+    Raises:
+        ValueError: It is neither; the text is the rule that it breaks.
+    """
+    if isinstance(moment, str):
+        try:
+            found = datetime.fromisoformat(moment)
+        except ValueError:
+            raise ValueError("must be ISO 8601 text, as in 2026-01-02T03:04:05Z") from None
+        if found.tzinfo is None:
+            raise ValueError("must be ISO 8601 text with an offset or Z, as in 2026-01-02T03:04:05Z")
+        return found
+    if isinstance(moment, bool) or not isinstance(moment, int | float):
+        raise ValueError("must be ISO 8601 text, or UNIX time in seconds")  # noqa: TRY004 -- one kind of problem
+    if moment > _SECONDS_END:
+        raise ValueError("must be UNIX time in seconds, not in milliseconds")
+    try:
+        return datetime.fromtimestamp(moment, UTC)
+    except (ValueError, OverflowError, OSError):
+        raise ValueError("must be UNIX time in seconds, within the years 1 to 9999") from None
+
+
+_SECONDS_END: Final = 100_000_000_000
+"""A UNIX time beyond this, the year 5138, is one in milliseconds."""
+
+
 def problem(field: str, value: Any, rule: str, code: str | None = None) -> EventProblem:
     """Returns a problem with its message; the value is shown as Python would show it, shortened."""
     shown = _show(value)

@@ -63,11 +63,14 @@ from rokt_events_async.settings import (
     check_number,
     check_settings,
     choose_endpoint,
+    is_disabled,
 )
 
 T = TypeVar("T")
 
 _MIB: Final = 1024 * 1024
+
+_NOBODY: Final = Credentials(pub_id="disabled", secret="disabled", tag_id="0")  # noqa: S106 -- never sent
 
 _TURN: Final = 100
 """After how many events `track_many` lets the loop turn."""
@@ -103,6 +106,10 @@ class Emitter:
 
     Constructing it does no I/O and needs no running loop. It works in the loop, thread and process in
     which it is started, by `async with` or `await start()`.
+
+    With `ROKT_DISABLED=1` in the environment, a kill switch, it accepts, counts and drops all events (failed,
+    with the cause `disabled`), says so once, tells no observer and no `on_undelivered`, opens no journal, and
+    needs no credentials.
 
     Args:
         credentials: The partner's credentials; `None` reads `ROKT_PUB_ID`, `ROKT_SECRET`, `ROKT_TAG_ID`. Or
@@ -191,8 +198,10 @@ class Emitter:
         _random: Random = random,
         _transport: Transport | None = None,
     ) -> None:
-        credentials = Credentials.from_env() if credentials is None else credentials
-        self._journal = choose_journal(journal)
+        self._is_disabled = is_disabled()
+        if credentials is None:
+            credentials = _NOBODY if self._is_disabled else Credentials.from_env()
+        self._journal = None if self._is_disabled else choose_journal(journal)
         self._settings = check_settings(
             is_durable=self._journal is not None,
             endpoint=choose_endpoint(endpoint, allow_http=allow_http),
@@ -225,6 +234,8 @@ class Emitter:
             self._dead_letters = DeadLetters(on_undelivered, max_pending=max_pending)
         told = (LoggingObserver(),) if observers is None else observers
         self._hooks = Hooks(told, self._dead_letters)
+        if self._is_disabled:
+            self._hooks, self._dead_letters = Hooks(), None
         self._listeners: Listeners[Receipt] = Listeners(outcome_lost_error)
         self._home = Home()
         self._opening = asyncio.Lock()
@@ -302,6 +313,7 @@ class Emitter:
             ),
             recorder=recorder,
             max_bytes=self._journal.max_bytes if self._journal else 0,
+            drops=self._is_disabled,
             hooks=self._hooks,
             dead_letters=self._dead_letters,
             listeners=self._listeners,
@@ -313,6 +325,8 @@ class Emitter:
         )
         self._intake = self._engine.intake
         self._state = "open"
+        if self._is_disabled:
+            log(logging.WARNING, "%r: ROKT_DISABLED=1, so events are accepted, counted and dropped", self)
         _started.add(self)
         self._engine.start()
 
@@ -569,6 +583,11 @@ class Emitter:
         if self._engine is None:
             return Health(state="new" if self._state == "new" else "closed")
         return self._engine.health.snapshot()
+
+    @property
+    def is_disabled(self) -> bool:
+        """True if the environment had `ROKT_DISABLED=1` when the emitter was made: it drops all events."""
+        return self._is_disabled
 
     @property
     def credentials(self) -> Credentials | None:

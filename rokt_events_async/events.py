@@ -13,12 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, NoReturn, final
+from uuid import UUID
 
 import attrs
 
 from rokt_events_async._fields import (
     DictView,
     problem,
+    read_moment,
     string_problems,
     time_form_problems,
 )
@@ -119,13 +121,15 @@ class PartnerEvent:
     Args:
         event_type: An `EventType`, or another non-empty string, which is accepted with one warning per
             name.
-        session_id: The session of the `/offers` response; opaque, not empty.
+        session_id: The session of the `/offers` response; opaque, not empty. All three ids take a `UUID`
+            too, and keep its canonical text.
         parent_guid: The instance guid of the placement, slot, creative or response option; not empty.
         client_unique_id: The partner's transaction id, the same for all events of one transaction;
             not empty.
         metadata: A mapping of strings, or `NameValuePair` objects; names must not be empty.
         event_time: When it happened, as an aware datetime. It is kept in UTC and sent in whole
-            milliseconds, truncated. Without it, `track()` stamps the time of the call.
+            milliseconds, truncated. Without it, `track()` stamps the time of the call. `PartnerEvent.at`
+            takes ISO 8601 text and UNIX time.
 
     Raises:
         InvalidEventError: All problems of the event, at once.
@@ -142,9 +146,9 @@ class PartnerEvent:
         self,
         *,
         event_type: EventType | str,
-        session_id: str,
-        parent_guid: str,
-        client_unique_id: str,
+        session_id: str | UUID,
+        parent_guid: str | UUID,
+        client_unique_id: str | UUID,
         metadata: Metadata = None,
         event_time: datetime | None = None,
     ) -> None:
@@ -156,7 +160,9 @@ class PartnerEvent:
             pairs is not None
             and type(event_type) is EventType
             and (event_time is None or _is_plain_time(event_time))
-            and type(session_id) is type(parent_guid) is type(client_unique_id) is str
+            and type(session_id) is str
+            and type(parent_guid) is str
+            and type(client_unique_id) is str
             and session_id
             and parent_guid
             and client_unique_id
@@ -165,8 +171,8 @@ class PartnerEvent:
             and client_unique_id.isascii()
         ):
             event_time, pairs = _to_utc(event_time), _to_pairs(metadata)
-            session_id, parent_guid = _to_plain(session_id), _to_plain(parent_guid)
-            client_unique_id = _to_plain(client_unique_id)
+            session_id, parent_guid = _to_id(session_id), _to_id(parent_guid)
+            client_unique_id = _to_id(client_unique_id)
             ids = {"session_id": session_id, "parent_guid": parent_guid, "client_unique_id": client_unique_id}
             if problems := tuple(_problems(event_type, ids, pairs, event_time)):
                 raise InvalidEventError(problems)
@@ -189,9 +195,9 @@ class PartnerEvent:
     def impression(
         cls,
         *,
-        session_id: str,
-        parent_guid: str,
-        client_unique_id: str,
+        session_id: str | UUID,
+        parent_guid: str | UUID,
+        client_unique_id: str | UUID,
         metadata: Metadata = None,
         event_time: datetime | None = None,
     ) -> PartnerEvent:
@@ -209,9 +215,9 @@ class PartnerEvent:
     def viewed(
         cls,
         *,
-        session_id: str,
-        parent_guid: str,
-        client_unique_id: str,
+        session_id: str | UUID,
+        parent_guid: str | UUID,
+        client_unique_id: str | UUID,
         metadata: Metadata = None,
         event_time: datetime | None = None,
     ) -> PartnerEvent:
@@ -229,9 +235,9 @@ class PartnerEvent:
     def response(
         cls,
         *,
-        session_id: str,
-        parent_guid: str,
-        client_unique_id: str,
+        session_id: str | UUID,
+        parent_guid: str | UUID,
+        client_unique_id: str | UUID,
         metadata: Metadata = None,
         event_time: datetime | None = None,
     ) -> PartnerEvent:
@@ -244,6 +250,31 @@ class PartnerEvent:
             metadata=metadata,
             event_time=event_time,
         )
+
+    @classmethod
+    def at(cls, moment: str | float, **fields: Any) -> PartnerEvent:
+        """Returns an event whose time is text or a number: `PartnerEvent.at("2026-01-02T03:04:05Z", ...)`.
+
+        Args:
+            moment: ISO 8601 text with an offset or `Z`, or UNIX time in seconds.
+            fields: The other arguments of `PartnerEvent`.
+
+        Raises:
+            InvalidEventError: All problems of the event at once, those of the time included.
+        """
+        problems: tuple[EventProblem, ...] = ()
+        event_time = None
+        try:
+            event_time = read_moment(moment)
+        except ValueError as error:
+            problems = (problem("event_time", moment, str(error)),)
+        try:
+            event = cls(event_time=event_time, **fields)
+        except InvalidEventError as error:
+            problems = (*error.errors, *problems)
+        if problems:
+            raise InvalidEventError(problems)
+        return event
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PartnerEvent:
@@ -361,6 +392,11 @@ def _is_plain_time(moment: datetime) -> bool:
 def _to_plain(value: Any) -> Any:
     """Returns a string of a subclass, such as a member of a string enumeration, by its content."""
     return str.__str__(value) if isinstance(value, str) and type(value) is not str else value
+
+
+def _to_id(value: Any) -> Any:
+    """Returns an id as text; of a UUID the canonical one."""
+    return str(value) if isinstance(value, UUID) else _to_plain(value)
 
 
 def _to_event_type(value: EventType | str) -> EventType | str:

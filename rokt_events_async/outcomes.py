@@ -67,6 +67,9 @@ class Cause(StrEnum):
     CLOSED = "closed"
     """The emitter was closed."""
 
+    DISABLED = "disabled"
+    """The environment has `ROKT_DISABLED=1`."""
+
     INTERNAL_ERROR = "internal_error"
     """A fault in the library; the log tells more."""
 

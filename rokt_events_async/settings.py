@@ -124,6 +124,11 @@ def choose_endpoint(endpoint: str | None, *, allow_http: bool) -> str:
     return check_endpoint(from_env, name="ROKT_ENDPOINT", allow_http=allow_http) if from_env else PRODUCTION
 
 
+def is_disabled() -> bool:
+    """Returns True with `ROKT_DISABLED=1`, the kill switch: events are accepted, counted and dropped."""
+    return os.environ.get("ROKT_DISABLED") == "1"
+
+
 def check_instance(name: str, value: object, cls: type[Any]) -> Any:
     """Returns the value.
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from enum import Enum
 from typing import Any
+from uuid import UUID
 
 import attrs
 import pytest
@@ -499,3 +500,57 @@ def test_from_dict_keeps_plain_strings_and_no_second_casing() -> None:
     assert (type(pair.name), pair.name, pair.value) == (str, "shop-1", "v")
     with pytest.raises(InvalidEventError, match="must be a NameValuePair"):
         PartnerEvent.from_dict(data | {"metadata": [{"name": "a", "Name": "b", "value": "v"}]})
+
+
+def test_uuids_as_ids() -> None:
+    """Their canonical text, in every constructor."""
+    guid = UUID("AEC20024-8D23-46BE-95F3-9BE5D86292A9")
+    made = PartnerEvent.viewed(session_id=guid, parent_guid=guid, client_unique_id=guid)
+    assert made.session_id == made.parent_guid == made.client_unique_id == str(guid)
+    assert type(made.session_id) is str
+    assert PartnerEvent.from_dict(made.to_dict()) == made
+
+
+IDS: dict[str, Any] = {"session_id": "s", "parent_guid": "p", "client_unique_id": "c"}
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "2026-01-02T03:04:05Z",
+        "2026-01-02T04:04:05+01:00",
+        "20260102T030405Z",
+        1767323045,
+        1767323045.0,
+    ],
+)
+def test_times_as_text_or_number(moment: Any) -> None:
+    """In UTC, whatever form they come in."""
+    made = PartnerEvent.at(moment, event_type=EventType.SIGNAL_VIEWED, **IDS)
+    assert made.event_time == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("moment", "rule"),
+    [
+        ("yesterday", "must be ISO 8601 text, as in"),
+        ("2026-01-02T03:04:05", "with an offset or Z"),
+        ("2026-01-02", "with an offset or Z"),
+        (1767323045000, "in seconds, not in milliseconds"),
+        (float("nan"), "within the years 1 to 9999"),
+        (float("-inf"), "within the years 1 to 9999"),
+        (-1e11, "within the years 1 to 9999"),
+        (True, "must be ISO 8601 text, or UNIX time"),
+        (None, "must be ISO 8601 text, or UNIX time"),
+        ("0001-01-01T00:00:00Z", "must not be the default time"),
+    ],
+)
+def test_moments_that_are_none(moment: Any, rule: str) -> None:
+    """With what would be right, beside the other problems of the event."""
+    with pytest.raises(InvalidEventError) as caught:
+        PartnerEvent.at(moment, event_type="", **{**IDS, "session_id": ""})
+    fields = [problem.field for problem in caught.value.errors]
+    assert sorted(fields) == ["event_time", "event_type", "session_id"]
+    assert rule in str(caught.value)
+    with pytest.raises(InvalidEventError, match="event_time"):
+        PartnerEvent.at(moment, event_type=EventType.SIGNAL_VIEWED, **IDS)

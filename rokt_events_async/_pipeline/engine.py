@@ -17,7 +17,7 @@ from rokt_events_async._pipeline.breaker import Breaker
 from rokt_events_async._pipeline.dead_letters import DeadLetters
 from rokt_events_async._pipeline.drain import Drain
 from rokt_events_async._pipeline.health import HealthMonitor
-from rokt_events_async._pipeline.intake import DurableIntake, Intake
+from rokt_events_async._pipeline.intake import DroppingIntake, DurableIntake, Intake
 from rokt_events_async._pipeline.keyring import Episode, Keyring
 from rokt_events_async._pipeline.ledger import Ledger
 from rokt_events_async._pipeline.parking import Parking
@@ -81,6 +81,7 @@ def assemble(
     transport: Transport,
     recorder: Recorder | None,
     max_bytes: int,
+    drops: bool,
     hooks: Hooks,
     dead_letters: DeadLetters | None,
     listeners: Listeners[Any],
@@ -90,7 +91,11 @@ def assemble(
     context: contextvars.Context,
     on_closed: Callable[[], None],
 ) -> Engine:
-    """Returns an engine for the running loop."""
+    """Returns an engine for the running loop.
+
+    Args:
+        drops: True to accept and drop all events.
+    """
 
     def now() -> float:
         return loop.time()  # Looked up each time: a test may replace the loop's clock.
@@ -165,7 +170,7 @@ def assemble(
         "loop": loop,
     }
     if recorder is None or backlogs is None:
-        intake = Intake(**intake_parts)
+        intake = DroppingIntake(**intake_parts) if drops else Intake(**intake_parts)
     else:
         recovery = Recovery(
             settings=settings,

@@ -162,6 +162,18 @@ class Intake:
         self._ledger.drop(delivery, failed, now=self._loop.time())
 
 
+class DroppingIntake(Intake):
+    """Accepts events, and fails them at once: the kill switch is on."""
+
+    def accept_nowait(self, delivery: Delivery) -> bool:
+        reason = "ROKT_DISABLED=1 is set"
+        failed = DeliveryFailedError(
+            f"dropped: {reason}", event=delivery.event, reason=reason, cause=Cause.DISABLED
+        )
+        self._ledger.drop(delivery, failed, now=self._loop.time())
+        return True
+
+
 _MAX_UNSTORED: Final = 1000
 """How many events that were accepted without waiting may be neither in memory nor on disk yet."""
 

@@ -38,6 +38,7 @@ from rokt_events_async import (
 from rokt_events_async.cli._help import Command
 from rokt_events_async.cli._progress import ProgressFile
 from rokt_events_async.events import restore, time_problems
+from rokt_events_async.settings import is_disabled
 
 _DEADLINE: Final = 3 * 24 * 3600.0
 """A file can wait for the end of an outage; Ctrl-C ends it before."""
@@ -126,6 +127,8 @@ def send(
     use.
     """
     inputs = _Inputs(files)
+    if is_disabled() and not dry_run:
+        raise click.UsageError("ROKT_DISABLED=1 is set: nothing would be sent")
     if resume and inputs.path is None:
         raise click.UsageError("--resume needs a single file, which can be read again")
     if dry_run:

@@ -18,7 +18,7 @@ import itertools
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final, Literal, NoReturn, Self
@@ -52,8 +52,8 @@ from rokt_events_async.outcomes import (
     PublishReceipt,
 )
 from rokt_events_async.relay.entries import NewEntry, partition_of
-from rokt_events_async.relay.queue import EventQueue
-from rokt_events_async.settings import check_count, check_number
+from rokt_events_async.relay.queue import EventQueue, Findings
+from rokt_events_async.settings import check_count, check_number, is_disabled
 
 _MIB: Final = 1024 * 1024
 _BATCH: Final = 256
@@ -80,6 +80,22 @@ class _Publication:
     future: asyncio.Future[PublishReceipt]
     accepted_at: float
     deadline: float
+
+
+class _Nowhere:
+    """In place of a queue while the kill switch is on. The queue itself is never opened."""
+
+    def __init__(self, partitions: int) -> None:
+        self.partitions = partitions
+
+    async def open_publisher(self, *, require_durable: bool) -> Findings:
+        return Findings()
+
+    async def publish(self, entries: Sequence[NewEntry], *, timeout: float) -> list[str | Exception]:
+        return ["dropped"] * len(entries)
+
+    async def aclose(self) -> None:
+        """Has nothing to close."""
 
 
 class Publisher:
@@ -119,7 +135,8 @@ class Publisher:
             )
         if not isinstance(require_durable, bool):
             raise InvalidSettingError(f"require_durable must be True or False, got {require_durable!r}")
-        self._queue = queue
+        self._is_disabled = is_disabled()
+        self._queue = _Nowhere(queue.partitions) if self._is_disabled else queue
         self._timeout = check_number("publish_timeout", publish_timeout, at_least=0, above=True)
         self._max_pending = check_count("max_pending", max_pending)
         self._max_bytes = check_count("max_pending_bytes", max_pending_bytes)
@@ -176,6 +193,8 @@ class Publisher:
         if self._state != "new":
             await self.start()  # Another call has opened or closed it meanwhile.
             return
+        if self._is_disabled:
+            log(logging.WARNING, "%r: ROKT_DISABLED=1, so events are accepted, counted and dropped", self)
         loop = self._home.adopt_running_loop()
         self._nonce = secrets.token_hex(8).encode()
         self._state, self._since = "open", self._clock()

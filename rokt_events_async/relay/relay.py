@@ -269,6 +269,10 @@ class Relay:
         )
 
     def _check_emitter(self, emitter: Emitter) -> None:
+        if emitter.is_disabled:
+            raise InvalidSettingError(
+                "a relay must not run with ROKT_DISABLED=1, which would drop what is in the queue: stop it"
+            )
         if emitter.stats.journal is not None:
             raise InvalidSettingError(
                 "a relay's emitter must have no journal (journal=, ROKT_JOURNAL): the queue is durable, and "

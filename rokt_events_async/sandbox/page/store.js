@@ -1,7 +1,7 @@
 /* What the page knows: the requests that are kept, their sessions, the filter; and what a request means. */
 
 export const KEEP = 10000;
-const KEEP_CHARS = 64 * 1024 * 1024; // of bodies
+const KEEP_CHARS = 128 * 1024 * 1024; // of bodies
 const SLACK = 500;
 
 export const state = {
