@@ -10,8 +10,12 @@ from typing import Any
 
 import pytest
 
-from rokt_events_async import Emitter, RetryPolicy
+from rokt_events_async import Emitter, PartnerEvent, RetryPolicy, cli, threaded
 from rokt_events_async._pipeline import retry as retry_module
+from rokt_events_async.integrations import aiohttp as integration_of_aiohttp
+from rokt_events_async.integrations import asgi
+from rokt_events_async.sandbox import Sandbox
+from tests.samples import emitter_for, event
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -25,9 +29,15 @@ def blocks() -> list[tuple[int, str]]:
     ]
 
 
+def recipes() -> list[str]:
+    """The Python blocks in the docstrings of the modules that have recipes."""
+    docs = [module.__doc__ or "" for module in (asgi, integration_of_aiohttp, threaded)]
+    return [source for doc in docs for source in re.findall(r"```python\n(.*?)```", doc, re.DOTALL)]
+
+
 def block_with(text: str) -> str:
-    """The only block that contains this."""
-    (found,) = (source for _, source in blocks() if text in source)
+    """The only block of the README or of the recipes that contains this."""
+    (found,) = (source for source in [*(source for _, source in blocks()), *recipes()] if text in source)
     return found
 
 
@@ -46,14 +56,49 @@ def namespace(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_the_blocks_run(namespace: dict[str, Any]) -> None:
     """All of them, without credentials."""
-    assert len(blocks()) >= 11
-    assert callable(namespace["report"])
+    assert len(blocks()) >= 7
+    assert callable(namespace["make_emitter"])
 
 
-def test_the_handler_of_failures_keeps_them(namespace: dict[str, Any]) -> None:
-    """What failed was written to a file, read again, and sent."""
-    assert namespace["kept"].name == "undelivered.jsonl"
-    assert not namespace["kept"].exists()
+async def test_the_report_of_an_outcome(namespace: dict[str, Any], sandbox: Sandbox) -> None:
+    """Each outcome has its words."""
+    sandbox.fail_next(503, "reset-after", None, 404)
+    async with emitter_for(sandbox, retry=RetryPolicy(wait=(0.01, 0.02))) as emitter:
+        with pytest.warns(UserWarning, match="'Odd' is none of"):
+            odd = PartnerEvent.from_dict(event().to_dict() | {"eventType": "Odd"})
+        assert await namespace["report"](emitter, event()) == "perhaps counted twice"
+        assert "failed (status) after 1 requests" in await namespace["report"](emitter, event())
+        assert await namespace["report"](emitter, event()) == "delivered"
+        assert "rejected: InvalidEventType" in await namespace["report"](emitter, odd)
+
+
+async def test_what_is_kept_can_be_sent(
+    namespace: dict[str, Any], sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What failed is written to a file that `rokt-events send` reads."""
+    monkeypatch.chdir(tmp_path)
+    sandbox.fail_next(404)
+    async with emitter_for(sandbox, on_undelivered=namespace["keep"]) as emitter:
+        await emitter.track(event())
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["send", "--dry-run", "undelivered.jsonl"])
+    assert not ended.value.code
+
+
+def test_it_is_short() -> None:
+    """At most 350 lines, and each heading is in the table of contents."""
+    lines = README.read_text().splitlines()
+    assert len(lines) <= 350
+    headings = [line[3:] for line in lines if line.startswith("## ")]
+    text = README.read_text()
+    for heading in headings:
+        assert f"[{heading}](#{heading.lower().replace(' ', '-')})" in text
+
+
+def test_its_links_lead_somewhere() -> None:
+    """Files are there, headings too."""
+    for link in re.findall(r"\]\(([^)#]+)\)", README.read_text()):
+        assert (README.parent / link).exists(), link
 
 
 def test_the_test_of_the_fastapi_application_passes(pytester: pytest.Pytester) -> None:

@@ -31,7 +31,7 @@ class Group(click.Group):
         examples: Lines as they are typed, shown at the end of the help.
     """
 
-    command_class = Command
+    command_class: type[click.Command] | None = Command
 
     def __init__(self, *args: Any, examples: tuple[str, ...], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -1,12 +1,29 @@
 """A tracker that lives as long as an aiohttp application.
 
+`shop.py`, under `python shop.py`, `python -m aiohttp.web shop:make_app`, or gunicorn with aiohttp's workers:
+
 ```python
-app = web.Application()
-app.cleanup_ctx.append(emitter_context(tracker_from_env))
+from aiohttp import web
+
+from rokt_events_async import PartnerEvent, tracker_from_env
+from rokt_events_async.integrations.aiohttp import emitter_context, get_tracker
 
 
-async def viewed(request: web.Request) -> web.Response:
-    await get_tracker(request).track(...)
+async def viewed(request):
+    event = PartnerEvent.viewed(client_unique_id="order-4711", **request.match_info)
+    await get_tracker(request).track(event)  # the answer does not wait for Rokt
+    return web.json_response({"tracked": event.parent_guid})
+
+
+async def make_app(argv=None):
+    app = web.Application()
+    app.cleanup_ctx.append(emitter_context(tracker_from_env))
+    app.router.add_post("/checkout/{session_id}/viewed/{parent_guid}", viewed)
+    return app
+
+
+if __name__ == "__main__":
+    web.run_app(make_app())
 ```
 """
 

@@ -1,6 +1,56 @@
 """The journal: accepted events on the local disk, so that they survive their process.
 
 One file per process, in SQLite. Several emitters, in one process or many, may share a directory.
+
+**What it promises**
+
+- What `await track()` has accepted is not lost by `kill -9`, an OOM kill or, with `fsync=True` (the
+  default), a power cut. (`track_nowait` accepts in memory; the event is on disk milliseconds later.)
+- An event whose request was under way when the process died is sent again, and its receipt says
+  `maybe_duplicate`. With `RetryPolicy(retry_unconfirmed=False)` it ends as unconfirmed, without a request.
+- Several workers share a directory. Each has a file of its own. Files of a worker that has ended are
+  adopted by the next start, or by a sibling within 30 s.
+- A close defers what is not settled: its delivery raises `DeliveryDeferredError`, which is no outcome, and
+  the next start sends it. In an outage a SIGTERM takes no longer than the requests in flight.
+- Credentials that Rokt refuses end no event: events wait for credentials that work, or until they are three
+  days old.
+- When memory has no room (`max_pending`), an event is stored all the same, and sent when there is room: see
+  "An outage of a day".
+- If the disk is full or fails, `track()` raises a `JournalError` and the event is not accepted;
+  `Journal(on_error="memory")` accepts it into memory alone. `emitter.health.problems` then has
+  `"journal_failed"`. Beyond `max_bytes` (1 GiB for the directory) `when_full` applies, and the health has
+  `"journal_full"`.
+- A damaged file is put aside, read as far as it can be, and replaced.
+
+**What it does not**: it does not survive the loss of the disk. Network file systems (nfs, cifs, 9p, ceph,
+fuse) are refused, because locks cannot be trusted there. An `emptyDir` in Kubernetes survives the
+container, not the pod. There is no journal on Windows. Order within a session is not kept across processes.
+
+**Customer data** is in the files in clear (never the secret), in a directory with mode 0700. An event is
+deleted once it is settled. A damaged file that was put aside (`….corrupt-…`) keeps what it holds until you
+delete it; `delete` names those files.
+
+**An outage of a day.**
+
+With a journal, memory's bound is not the end. Beyond `max_pending`, `track()` stores the event and returns
+at once; it never waits for room. The event is *deferred*: on disk alone, with nothing of it in memory but
+the number of its session. Its delivery raises `DeliveryDeferredError`, which is no outcome; the outcome
+reaches observers and `on_undelivered` later.
+
+- **Order holds**: once an event of a session is deferred, the next ones of that session queue behind it,
+  and no others do. New events of other sessions are sent at once.
+- **They come back as room comes free**, oldest first, in at most half of `max_pending`. A session whose
+  requests keep failing is passed over, and holds up no other. `flush()` waits for deferred events too; a
+  close sends them while requests succeed, and leaves the rest to the next start.
+- **How long it lasts**: a day at 10 events of 300 bytes per second is about 400 MB. At `max_bytes` the
+  queue is full, and `when_full` applies.
+- **What you see**: `health.problems` has `"deferring"`, `health.deferred` and `health.oldest_deferred_age`
+  say how many and how old; the log says so once, and after the outage how many come back per second;
+  `rokt-events journal DIR` shows them too.
+- An event that could neither be stored nor held in memory is refused: `track()` raises a `JournalError`,
+  also with `on_error="memory"`.
+- `await delivery` in a handler is only for those who can wait: in an outage it raises
+  `DeliveryDeferredError` for what is deferred.
 """
 
 from __future__ import annotations

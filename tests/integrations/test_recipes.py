@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,24 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from rokt_events_async import threaded
-from rokt_events_async.integrations import asgi
 from rokt_events_async.sandbox import Sandbox
 from tests.integrations.test_servers import BEFORE, GUNICORN, TIMEOUT, UVICORN, Server, load, serve
 from tests.programs import run_script
+from tests.test_readme import block_with
 
 __all__ = ["serve"]
-
-
-def recipe(text: str) -> str:
-    """The only block of the docstrings that contains this."""
-    blocks = [
-        source
-        for module in (asgi, threaded)
-        for source in re.findall(r"```python\n(.*?)```", module.__doc__ or "", re.DOTALL)
-    ]
-    (found,) = (source for source in blocks if text in source)
-    return str(found)
 
 
 DJANGO_SETTINGS = """
@@ -56,7 +43,7 @@ def viewed(request, session_id, guid):
     rokt.track(PartnerEvent.viewed(session_id=session_id, parent_guid=guid, client_unique_id="order-4711"))
     return JsonResponse({"tracked": guid})
 """
-FLASK = recipe("from flask import Flask")
+FLASK = block_with("from flask import Flask")
 UNDER_WSGI = [*GUNICORN, "--workers", "2"]
 HYPERCORN = ["-m", "hypercorn", "shop:app", "--bind", "127.0.0.1:{port}", "--graceful-timeout", "20"]
 
@@ -71,11 +58,11 @@ SERVERS: dict[str, tuple[str, list[str]]] = {
         [*UNDER_WSGI, "shop:application", "--worker-class", "gthread", "--threads", "4"],
     ),
     "Django, ASGI, uvicorn": (
-        DJANGO_SETTINGS + recipe("from django.core.asgi import") + DJANGO_URLS,
+        DJANGO_SETTINGS + block_with("from django.core.asgi import") + DJANGO_URLS,
         [part.replace("shop:app", "shop:application") for part in UVICORN],
     ),
-    "Litestar, uvicorn": (recipe("from litestar import Litestar"), UVICORN),
-    "Quart, hypercorn": (recipe("from quart import Quart"), HYPERCORN),
+    "Litestar, uvicorn": (block_with("from litestar import Litestar"), UVICORN),
+    "Quart, hypercorn": (block_with("from quart import Quart"), HYPERCORN),
 }
 
 
@@ -101,7 +88,7 @@ def test_nothing_that_a_handler_accepted_is_missing(
 def test_celery(rokt_sandbox: Sandbox, tmp_path: Path) -> None:
     """Two worker processes, told to stop in the middle: what tasks have tracked arrives."""
     transport = {"data_folder_in": "queue", "data_folder_out": "queue", "processed_folder": "done"}
-    source = recipe("from celery import Celery") + (
+    source = block_with("from celery import Celery") + (
         'app.conf.update(broker_url="filesystem://", worker_hijack_root_logger=False,\n'
         f"    broker_transport_options={transport!r}, broker_connection_retry_on_startup=True)\n"
     )
@@ -137,7 +124,7 @@ def test_celery(rokt_sandbox: Sandbox, tmp_path: Path) -> None:
 
 def test_a_script(rokt_sandbox: Sandbox) -> None:
     """As it stands."""
-    status, _, err = run_script(recipe("with ThreadedEmitter"))
+    status, _, err = run_script(block_with("with ThreadedEmitter"))
     assert (status, err) == (0, "")
     assert len(rokt_sandbox.events) == 100
 
