@@ -84,8 +84,8 @@ class ThreadedEmitter:
     """Tracks events from synchronous code, on a loop in a thread of its own.
 
     All methods may be called from any thread, but not from a running loop, which they would block: there,
-    use an `Emitter`. Constructing it does nothing; the first `track` starts the thread, in each process anew
-    after a fork.
+    use an `Emitter`. Constructing it does nothing. The first `track` starts the thread; after a fork, each
+    process starts its own.
 
     Args:
         make: A factory of the tracker: `Emitter`, `tracker_from_env`, or a function that calls one with

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import re
 import subprocess
 import sys
 import tomllib
@@ -35,6 +36,45 @@ def test_every_public_name_is_documented() -> None:
         value = getattr(rokt_events_async, name)
         if inspect.isclass(value) and value.__module__.startswith("rokt"):
             assert value.__doc__, name
+
+
+def test_every_public_name_is_in_the_changelog() -> None:
+    """A reader of the changelog meets each of them."""
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert [name for name in rokt_events_async.__all__ if name not in changelog] == []
+
+
+REPLACED = (
+    "whoever",
+    "somebody",
+    "nobody",
+    "everybody",
+    "anybody",
+    "an" + "ew",
+    "is to" + " be",
+    "are to" + " be",
+    "in a" + " hurry",
+    "sees" + " to it",
+    "as a" + " rule",
+    "has it" + " as",
+)
+
+
+def test_the_words_are_plain() -> None:
+    """None of the words that the project has replaced comes back, in code, tests, texts and messages."""
+    words = re.compile(r"\b(" + "|".join(map(re.escape, REPLACED)) + r")\b", re.IGNORECASE)
+    files = [ROOT / "README.md", ROOT / "CHANGELOG.md"]
+    for folder in ("rokt_events_async", "tests", "benchmarks"):
+        files += [
+            path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md", ".js", ".html")
+        ]
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in files
+        if path != Path(__file__)
+        for match in words.finditer(path.read_text())
+    ]
+    assert found == []
 
 
 def test_every_exception_is_the_librarys() -> None:

@@ -154,7 +154,7 @@ class Listeners(Generic[T]):
     """The futures through which other threads wait for outcomes.
 
     While there are any, an asynchronous generator is open in the loop: a loop that ends closes it, and so
-    tells the threads at once. (A task would not do. Anybody can cancel it.)
+    tells the threads at once. (A task would not do: the application can cancel it.)
 
     Args:
         lost: Makes the error for an outcome that is not known when the loop ends.

@@ -1,4 +1,4 @@
-"""Which event of a batch became what: the matching rules, and that they never wrong anybody."""
+"""Which event of a batch became what: the matching rules, and that they never guess."""
 
 from __future__ import annotations
 

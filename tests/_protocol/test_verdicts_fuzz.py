@@ -135,7 +135,7 @@ def check(verdicts: list[Verdict], body: bytes, events: list[PartnerEvent]) -> N
 
 @pytest.mark.parametrize("number", range(BATCHES))
 def test_no_answer_raises_and_none_delivers_without_proof(number: int) -> None:
-    """The count must be there, and add up, for anybody to be delivered."""
+    """The count must be there, and add up, or no event is delivered."""
     luck = random.Random(number)
     reached = set()
     for _ in range(ANSWERS // BATCHES):

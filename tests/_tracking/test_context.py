@@ -60,7 +60,7 @@ def test_a_loop_that_goes_on_in_another_thread() -> None:
 
 
 def test_use_after_its_loop_has_ended() -> None:
-    """The error does not send anybody to a loop that is gone; a closed emitter keeps its report."""
+    """The error does not point to a loop that is gone; a closed emitter keeps its report."""
     left_open, closed = (Emitter(CREDENTIALS, endpoint="http://127.0.0.1:9/") for _ in range(2))
 
     async def start() -> None:

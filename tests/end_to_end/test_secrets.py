@@ -24,7 +24,7 @@ CREDENTIALS = Credentials(pub_id="rpub-shown", secret=SECRET, tag_id="7")
 
 @pytest.fixture
 def log() -> Any:
-    """All that is logged, by anybody, at any level, as a handler would write it."""
+    """All that is logged, by any logger, at any level, as a handler would write it."""
     written = io.StringIO()
     handler = logging.StreamHandler(written)
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s %(message)s %(args)s"))

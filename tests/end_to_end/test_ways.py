@@ -150,10 +150,10 @@ async def test_a_client_certificate(
     showing.verify_mode = ssl.CERT_REQUIRED
     authority.configure_trust(showing)
     async with FaultyProxy(sandbox.url, Temper(), showing) as front:
-        nobody = Emitter(sandbox.credentials, endpoint=front.url, ssl=trusting, retry=ONCE)
-        async with nobody:
+        unknown = Emitter(sandbox.credentials, endpoint=front.url, ssl=trusting, retry=ONCE)
+        async with unknown:
             with pytest.raises(DeliveryError):  # Over TLS 1.3 the request may have gone out by then.
-                await nobody.deliver(event())
+                await unknown.deliver(event())
         assert sandbox.count == 0
         authority.issue_cert("shop.example").configure_cert(trusting)
         async with Emitter(sandbox.credentials, endpoint=front.url, ssl=trusting) as emitter:

@@ -237,7 +237,7 @@ async def test_controls_that_are_wrong(
 
 
 async def test_faults_of_the_programs_own(client: aiohttp.ClientSession) -> None:
-    """They are shown by a name that nobody else has, and survive what the page does around them."""
+    """They are shown by a name of their own, and survive what the page does around them."""
     mine, other = Fault.answer(503, b"mine", retry_after="9"), Fault(count_offset=5)
     async with Sandbox(page=True, script=[503, None, mine, other], faults={mine: 0.1, 500: 0.1}) as served:
         _, said = await ask(client, served, "script", {"script": ["none", "503", "wrong-count"]})
@@ -291,7 +291,7 @@ async def test_a_clear_while_requests_are_on_their_way(
 
 
 async def test_a_client_that_hangs_up_is_not_told(served: Sandbox, client: aiohttp.ClientSession) -> None:
-    """Its answer has no latency: nobody heard it."""
+    """Its answer has no latency, because the client did not hear it."""
     await ask(client, served, "settings", {"latency": [300, 300]})
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(0.1), client.post(served.url, data=b"{}") as answer:
