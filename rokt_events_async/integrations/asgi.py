@@ -186,8 +186,6 @@ class _Lifespan:
         if answer.done():
             return answer.result()
         answer.cancel()
-        if not self._answers.empty():  # It has answered, and then ended.
-            return self._answers.get_nowait()
         error = self._task.exception()
         if what == "startup":
             self._is_absent = True

@@ -95,6 +95,22 @@ async def test_an_application_with_a_lifespan(sandbox: Sandbox) -> None:
     await server.task
 
 
+@pytest.mark.parametrize("until", ["startup", "shutdown"])
+async def test_a_lifespan_that_ends_without_a_word(sandbox: Sandbox, until: str) -> None:
+    """It is taken as complete."""
+
+    async def silent(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        if until == "shutdown":
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+
+    server = Server(with_tracker(silent, lambda: emitter_for(sandbox)))
+    assert await server.tell("startup") == {"type": "lifespan.startup.complete"}
+    assert await server.tell("shutdown") == {"type": "lifespan.shutdown.complete"}
+    await server.task
+
+
 @pytest.mark.parametrize(("ends_with", "message"), [("failed", "mine"), ("raise", "KeyError: 'odd'")])
 async def test_a_shutdown_that_fails(sandbox: Sandbox, ends_with: str, message: str) -> None:
     """The server hears of it, and the events are drained all the same."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -578,7 +577,7 @@ def cut(sandbox: Sandbox) -> None:
     for connection in list(sandbox._runner.server.connections):
         transport = connection.transport
         if transport is not None:
-            sandbox._stopping._loop.call_soon_threadsafe(transport.abort)  # type: ignore[union-attr]
+            connection._loop.call_soon_threadsafe(transport.abort)
 
 
 def test_reconnecting(sandbox: Sandbox, open_page: Opener) -> None:
@@ -863,7 +862,7 @@ def test_the_theme_is_remembered(open_page: Opener) -> None:
 def test_ten_thousand_requests(sandbox: Sandbox, open_page: Opener) -> None:
     """They are few elements, and can be searched. How fast it is, `benchmarks.page` measures."""
 
-    async def fill() -> None:
+    def fill() -> None:
         live = sandbox._live
         assert live is not None
         from tests.sandbox.test_live import recorded
@@ -876,7 +875,7 @@ def test_ten_thousand_requests(sandbox: Sandbox, open_page: Opener) -> None:
             live.add(recorded(number, wire(**named(number))), at=1e9)
 
     page = open_page()
-    asyncio.run_coroutine_threadsafe(fill(), sandbox._stopping._loop).result(60)  # type: ignore[union-attr]
+    fill()
     expect(page.locator("#s-requests")).to_have_text("10,600", timeout=30_000)
     page.reload()
     expect(page.locator("#foot-count")).to_contain_text("10,000 requests kept of 10,600", timeout=30_000)

@@ -467,6 +467,10 @@ async def test_exposed(client: aiohttp.ClientSession) -> None:
                     assert (answer.status, (await answer.json())["field"]) == (401, "token")
         async with client.get(f"{address}_live/requests/1", headers=right) as answer:
             assert answer.status == 404
+        async with client.get(f"{address}_live/events", headers=right) as answer:
+            hello = await Stream(answer).next("hello")
+            assert hello["env"]["ROKT_ENDPOINT"] == "http://sandbox:8787/v1/partner/events"
+            assert hello["env"]["ROKT_ALLOW_HTTP"] == "1"
         url = f"{address}_live/fail-next"
         async with client.post(url, json={"fault": "503"}, headers=named) as answer:
             assert answer.status == 401
