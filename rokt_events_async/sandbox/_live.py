@@ -75,14 +75,15 @@ class Entry:
     odd: Mapping[str, Mapping[str, Any]]
     headers: Mapping[str, str]
     body: bytes
-    new: Mapping[int, int]
+    new: tuple[int, ...]
+    head_size: int
     exchange: Exchange | None = None
     is_shown: bool = False
 
     def size(self) -> int:
         """The bytes that count against the bound."""
         answer = self.exchange.body if self.exchange is not None else None
-        return len(self.body) + len(answer or b"") + sum(map(len, self.headers.values()))
+        return self.head_size + len(self.body) + len(answer or b"")
 
     def write(self) -> bytes:
         """Returns it as JSON."""
@@ -243,16 +244,17 @@ class Live:
             odd=odd,
             headers=recorded.headers,
             body=recorded.body,
-            new=new,
+            new=tuple(new),
+            head_size=sum(map(len, recorded.headers.values())),
         )
-        self._count(entry)
+        self._count(entry, new)
         self._entries.append(entry)
         self._by_number[entry.number] = entry
         self._bytes += entry.size()
         self._trim()
         return entry
 
-    def _count(self, entry: Entry) -> None:
+    def _count(self, entry: Entry, new: dict[int, int]) -> None:
         second, is_odd = entry.at // 1000, entry.status not in (200, 207)
         if not self._per_second or self._per_second[-1][0] < second:
             self._per_second.append([second, 0, 0])
@@ -266,10 +268,10 @@ class Live:
         known = self._sessions.get(entry.session)
         if known is not None:
             known.requests += 1
-            known.first.update(entry.new)
+            known.first.update(new)
             return
         totals["sessions"] += entry.session is not None
-        self._sessions[entry.session] = _Session(dict(entry.new))
+        self._sessions[entry.session] = _Session(new)
 
     def _trim(self) -> None:
         while len(self._entries) > self._kept or (self._bytes > self._kept_bytes and len(self._entries) > 1):
