@@ -209,7 +209,12 @@ def test_what_a_child_forgets() -> None:
     assert running is not None
     threaded._forget()
     assert threaded.health.state == "new"
-    running._loop.call_soon_threadsafe(running._stop, None)
+
+    def stop_twice() -> None:
+        running._stop(None)
+        running._stop(None)
+
+    running._loop.call_soon_threadsafe(stop_twice)
     running.end(None)
     module._left_behind.clear()
 

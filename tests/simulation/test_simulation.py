@@ -16,7 +16,7 @@ from tests.simulation.lives import CRASHES, play_lives
 from tests.simulation.server import PLANS, RETRY_AFTER, STATUS_PLANS
 from tests.simulation.world import CALLER_ACTS, CONNECT_PLANS, ENDINGS, THEMES, World
 
-SEEDS = 1500
+SEEDS = 1000
 LIVES = 300
 
 RARE = (
