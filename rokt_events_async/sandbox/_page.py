@@ -72,6 +72,8 @@ class Behaviour:
         plan: The faults and the latency.
         echo: The form of the answers.
         accepts_credentials: False answers 401 to everything.
+        changes: How often a page has changed it. What a page changed and another undid at once looks the same
+            as before, and must be told all the same.
     """
 
     plan: FaultPlan
@@ -79,6 +81,7 @@ class Behaviour:
     accepts_credentials: bool = True
     _known: dict[str, Fault] = attrs.field(factory=dict, init=False)
     _versions: Iterator[int] = attrs.field(factory=itertools.count, init=False)
+    changes: int = attrs.field(default=0, init=False)
 
     def shown(self) -> dict[str, Any]:
         """Returns it in the page's names."""
@@ -264,7 +267,7 @@ class Page:
         cursor: Cursor,
         settings: dict[str, Any],
     ) -> None:
-        history, silent = self._live.end(), 0
+        history, silent, changes = self._live.end(), 0, self._behaviour.changes
         totals: dict[str, int] = {}
         recent: list[list[int]] = []
         while not self._stopping.is_set() and not is_gone(request):
@@ -281,8 +284,8 @@ class Page:
             if recent != (now := self._live.recent(time.time())):
                 recent, silent = now, 0
                 await response.write(_message("recent", json.dumps({"seconds": recent}).encode()))
-            if settings != self._behaviour.shown():
-                settings = self._behaviour.shown()
+            if changes != self._behaviour.changes or settings != self._behaviour.shown():
+                changes, settings = self._behaviour.changes, self._behaviour.shown()
                 changed = json.dumps(self._behaviour.snapshot()).encode()
                 await response.write(_message("settings", changed))
             if news.missed or news.rows or news.late or totals != self._live.totals:
@@ -350,6 +353,7 @@ class Page:
             act(asked)
         except _WrongError as error:
             return _problem(422, error.field, str(error))
+        self._behaviour.changes += 1
         return _json(200, self._behaviour.snapshot())
 
 

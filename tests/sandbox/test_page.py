@@ -352,6 +352,18 @@ async def test_the_stream(served: Sandbox, client: aiohttp.ClientSession) -> Non
     again.response.close()
 
 
+async def test_a_change_that_is_undone_at_once(served: Sandbox, client: aiohttp.ClientSession) -> None:
+    """The page that made it has it from the answer, and must hear that it holds no more."""
+    reading = await stream(client, served)
+    await reading.next("hello")
+    _, said = await ask(client, served, "fail-next", {"fault": "503"})
+    served._behaviour.plan.set_script([])
+    told = await reading.next("settings")
+    assert told["script"] == []
+    assert told["version"] > said["version"]
+    reading.response.close()
+
+
 async def test_a_latency_that_comes_later(served: Sandbox, client: aiohttp.ClientSession) -> None:
     """A request is shown when it is judged, its latency when the answer has left."""
     reading = await stream(client, served)
