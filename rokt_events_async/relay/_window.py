@@ -241,7 +241,8 @@ class Window:
         while self._ready:
             session = self._ready.popleft()
             session.is_ready = False
-            count = min(self._batch_size, len(session.waiting))
+            # More may have come since it stood in line.
+            count = min(self._batch_size, len(session.waiting), self._most_out - session.out)
             batch = [session.waiting.popleft() for _ in range(count)]
             session.out += count
             self.out += count

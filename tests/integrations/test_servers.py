@@ -276,9 +276,9 @@ def test_a_killed_worker_loses_nothing_with_a_journal(
     while time.monotonic() < until and tracked - {event["parentGuid"] for event in rokt_sandbox.events}:
         time.sleep(0.05)
     server.process.send_signal(signal.SIGTERM)
-    server.process.communicate(timeout=TIMEOUT)
+    output, _ = server.process.communicate(timeout=TIMEOUT)
 
-    assert len(tracked) >= 3 * BEFORE
+    assert len(tracked) >= 3 * BEFORE, output
     assert tracked - {event["parentGuid"] for event in rokt_sandbox.events} == set()
 
 

@@ -202,6 +202,19 @@ def test_draining() -> None:
     assert (one.waiting, one.out) == (0, 2)
 
 
+def test_what_comes_while_a_session_stands_in_line() -> None:
+    """It makes the batch fuller, and no more out than two batches."""
+    one = window(60, batch_size=3)
+    for _ in range(4):
+        one.add(held(), now=0.0, is_late=True)
+    assert [len(batch) for batch in one.take_due(now=0.0)] == [3, 1]
+    one.add(held(), now=0.0, is_late=True)  # It stands in line, for one is due, and four and one are five.
+    for _ in range(3):
+        one.add(held(), now=0.0)
+    assert [len(batch) for batch in one.take_due(now=0.0)] == [2]
+    assert (one.out, one.waiting) == (6, 2)
+
+
 def test_finishing_twice_is_once() -> None:
     """What is not held is not removed."""
     one = window()
