@@ -207,11 +207,12 @@ def test_what_comes_while_a_session_stands_in_line() -> None:
     one = window(60, batch_size=3)
     for _ in range(4):
         one.add(held(), now=0.0, is_late=True)
-    assert [len(batch) for batch in one.take_due(now=0.0)] == [3, 1]
-    one.add(held(), now=0.0, is_late=True)  # It stands in line, for one is due, and four and one are five.
+    assert [len(batch) for batch in one.take_due(now=0.0)] == [3]
+    assert [len(batch) for batch in one.take_due(now=2.0)] == [1]
+    one.add(held(), now=2.0, is_late=True)  # It stands in line, because four and one are five.
     for _ in range(3):
-        one.add(held(), now=0.0)
-    assert [len(batch) for batch in one.take_due(now=0.0)] == [2]
+        one.add(held(), now=2.0)
+    assert [len(batch) for batch in one.take_due(now=2.0)] == [2]
     assert (one.out, one.waiting) == (6, 2)
 
 
