@@ -137,7 +137,8 @@ def test_the_demo_agrees(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_demo_can_be_watched() -> None:
     """It says where, plays, and its page stays until Ctrl-C; the exit status is that of the accounts."""
-    command = [sys.executable, "-m", "rokt_events_async.cli", "demo", "--watch", "--sessions", "1", "--seed", "39"]
+    options = ["--watch", "--sessions", "1", "--seed", "39"]
+    command = [sys.executable, "-m", "rokt_events_async.cli", "demo", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
