@@ -60,6 +60,7 @@ from rokt_events_async.settings import (
     Credentials,
     RetryPolicy,
     WhenFull,
+    allows_http,
     check_number,
     check_settings,
     choose_endpoint,
@@ -224,7 +225,7 @@ class Emitter:
             ssl,
             session=session,
             endpoint=self._settings.endpoint,
-            allow_http=allow_http or os.environ.get("ROKT_ALLOW_HTTP") == "1",
+            allow_http=allows_http(allow_http=allow_http),
         )
         self._clock = _clock
         self._random = _random

@@ -117,11 +117,16 @@ def choose_endpoint(endpoint: str | None, *, allow_http: bool) -> str:
     """
     if not isinstance(allow_http, bool):
         _refuse("allow_http", "True or False", allow_http)
-    allow_http = allow_http or os.environ.get("ROKT_ALLOW_HTTP") == "1"
+    allow_http = allows_http(allow_http=allow_http)
     if endpoint is not None:
         return check_endpoint(endpoint, allow_http=allow_http)
     from_env = os.environ.get("ROKT_ENDPOINT")
     return check_endpoint(from_env, name="ROKT_ENDPOINT", allow_http=allow_http) if from_env else PRODUCTION
+
+
+def allows_http(*, allow_http: bool) -> bool:
+    """Returns True if an http endpoint may be other than loopback: by the argument, or by the environment."""
+    return allow_http or os.environ.get("ROKT_ALLOW_HTTP") == "1"
 
 
 def is_disabled() -> bool:

@@ -417,5 +417,7 @@ def _check_host(host: str, *, expose: bool) -> str:
     except ValueError:
         is_loopback = False
     if not is_loopback:
-        raise ValueError(f"host must be a loopback address, got {host!r} (expose=True allows others)")
+        raise ValueError(
+            f"host must be a loopback address, got {host!r} (--expose, or expose=True, allows others)"
+        )
     return host
