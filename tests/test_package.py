@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import inspect
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import rokt_events_async
+import rokt_events_async.relay
 from rokt_events_async import RoktEventsError
 from tests.samples import event, missing
 
@@ -20,14 +22,50 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_top_level_is_the_public_face() -> None:
-    """What the design names, and nothing by accident."""
-    public = {
-        name
-        for name, value in vars(rokt_events_async).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
-    }
+    """What the design names, each from the module that it is said to come from."""
+    brought = [name for names in rokt_events_async._NAMES.values() for name in names]
 
-    assert public | {"__version__"} == set(rokt_events_async.__all__)
+    assert sorted([*brought, "__version__"]) == sorted(rokt_events_async.__all__)
+    assert set(rokt_events_async.__all__) <= set(dir(rokt_events_async))
+    for module, names in rokt_events_async._NAMES.items():
+        home = importlib.import_module(f"rokt_events_async.{module}")
+        assert all(getattr(rokt_events_async, name) is getattr(home, name) for name in names)
+
+
+def test_a_name_is_imported_when_it_is_asked_for() -> None:
+    """A name brings what it needs, a module can be reached by the package, and other names stay unknown."""
+    script = """
+import sys
+import rokt_events_async as package
+
+print(sorted(name for name in sys.modules if name.startswith(("rokt_events_async.", "aiohttp", "attr"))))
+print(package.errors.ApiError is package.ApiError, "rokt_events_async.emitter" in sys.modules)
+print(package.Emitter.__module__, hasattr(package, "Emiter"))
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert found.stdout.splitlines() == [
+        "['rokt_events_async._version']",
+        "True False",
+        "rokt_events_async.emitter False",
+    ]
+
+
+def test_the_plugin_costs_a_start_of_pytest_nothing() -> None:
+    """It brings no module but its own and the fixture's until a test uses it."""
+    script = """
+import sys
+import pytest_asyncio
+
+before = set(sys.modules)
+import rokt_events_async.pytest_plugin
+
+print(sorted(set(sys.modules) - before))
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    ours = "['rokt_events_async', 'rokt_events_async._version', 'rokt_events_async.pytest_plugin']"
+    assert found.stdout == f"{ours}\n"
 
 
 def test_every_public_name_is_documented() -> None:
@@ -81,7 +119,7 @@ def test_every_exception_is_the_librarys() -> None:
     """One base class for all."""
     errors = [
         value
-        for value in vars(rokt_events_async).values()
+        for value in (getattr(rokt_events_async, name) for name in rokt_events_async.__all__)
         if isinstance(value, type) and issubclass(value, Exception)
     ]
 
@@ -90,7 +128,7 @@ def test_every_exception_is_the_librarys() -> None:
 
 
 def test_the_version_stands_in_one_place() -> None:
-    """`__init__` has it, the build reads it."""
+    """`_version` has it, the build reads it."""
     assert importlib.metadata.version("rokt_events_async") == rokt_events_async.__version__
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert "version" not in project
@@ -147,7 +185,7 @@ def test_without_the_extra_a_queue_says_what_it_needs(script: str, message: str)
 def test_the_relay_has_no_other_names() -> None:
     """A wrong one is an AttributeError, as usual."""
     with pytest.raises(AttributeError, match="no attribute 'RediQueue'"):
-        getattr(rokt_events_async.relay, "RediQueue")  # noqa: B009 -- mypy would refuse it
+        getattr(rokt_events_async.relay, "RediQueue")  # noqa: B009 -- a type checker refuses it
 
 
 def test_nothing_of_this_machine_is_committed() -> None:

@@ -150,10 +150,12 @@ def tracker_from_env(**settings: Any) -> Emitter | Publisher:
     return Publisher(RedisQueue(url), **settings)
 
 
-def __getattr__(name: str) -> Any:
-    """Returns `RedisQueue`, which needs the extra `[redis]`."""
-    if name != "RedisQueue":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from rokt_events_async.relay.redis import RedisQueue  # noqa: PLC0415 -- an extra
+if not TYPE_CHECKING:  # A type checker would take any name for one of this module.
 
-    return RedisQueue
+    def __getattr__(name: str) -> Any:
+        """Returns `RedisQueue`, which needs the extra `[redis]`."""
+        if name != "RedisQueue":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from rokt_events_async.relay.redis import RedisQueue  # noqa: PLC0415 -- an extra
+
+        return RedisQueue
