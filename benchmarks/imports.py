@@ -25,7 +25,7 @@ CASES = {
 
 
 def measure(folder: Path, before: str, code: str, environment: dict[str, str]) -> float:
-    """Returns milliseconds of `code` in an interpreter of its own that has imported what is there before it."""
+    """Returns milliseconds of `code`, in an interpreter of its own after the imports `before` it."""
     script = (
         f"import sys; sys.path.insert(0, {str(folder)!r}); import time, {before}; "
         f"start = time.perf_counter(); {code}; print(time.perf_counter() - start)"
