@@ -254,7 +254,7 @@ def test_an_exact_echo_does_not_outrank_another_that_fits() -> None:
         .replace(b'"sessionId"', b'"parentGuid":"a","sessionId"')
         .replace(b'": ', b'":')
         .replace(b"MARK", b"\\u005c: bad"),
-        b'{"processedEventsCount":2,"unprocessedEvents":[],"success":' + b"[" * 254 + b"]" * 254 + b"}",
+        b'{"processedEventsCount":2,"unprocessedEvents":[],"success":' + b"[" * 400 + b"]" * 400 + b"}",
         b'{"processedEventsCount":2,"unprocessedEvents":[],"x":' + b"[" * 900 + b"]" * 900 + b"}",
         answer(1, echo_of(B)).replace(b'"sessionId"', b'"parentGuid":"x","sessionId"'),
     ],
