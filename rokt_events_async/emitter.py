@@ -137,7 +137,7 @@ class Emitter:
             and handed to `on_undelivered`; `"raise"` raises a `QueueFullError`.
         retry: When a request is retried, and when its events are given up.
         journal: A `Journal`, or the path of its directory: accepted events then survive their process.
-            `None` reads `ROKT_JOURNAL`, and has no journal without it.
+            `None` reads `ROKT_JOURNAL`, and has no journal without it; `False` has none in any case.
         request_timeout: Seconds for one exchange, connecting and reading the answer included.
         close_timeout: Seconds for which `aclose` drains, unless the call says otherwise.
         session: An aiohttp session to use; the emitter never closes it. The caller answers for its cookie
@@ -192,7 +192,7 @@ class Emitter:
         session: aiohttp.ClientSession | None = None,
         proxy: str | None = None,
         ssl: ssl.SSLContext | None = None,
-        journal: Journal | str | os.PathLike[str] | None = None,
+        journal: Journal | str | os.PathLike[str] | Literal[False] | None = None,
         observers: Iterable[Observer] | None = None,
         on_undelivered: OnUndelivered | None = None,
         _clock: Callable[[], datetime] = _utc_now,
@@ -287,6 +287,7 @@ class Emitter:
         )
         if self._state == "new":
             self._assemble(loop, depot)
+            log(logging.INFO, "%r: accepted events are kept in the journal in %s", self, journal.directory)
         else:  # Closed meanwhile.
             await depot.aclose()
             raise EmitterClosedError("the emitter was closed while it was being started")

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import attrs
 
-from rokt_events_async.errors import NotAcceptedError, PublishUnconfirmedError
+from rokt_events_async.errors import InvalidSettingError, NotAcceptedError, PublishUnconfirmedError
 from rokt_events_async.events import PartnerEvent
 from rokt_events_async.outcomes import (
     Cause,
@@ -203,7 +203,7 @@ class LoggingObserver(Observer):
         per: Seconds.
 
     Raises:
-        InvalidSettingError: A number is out of bounds.
+        InvalidSettingError: A number is out of bounds, or the level is none.
     """
 
     def __init__(
@@ -216,6 +216,8 @@ class LoggingObserver(Observer):
         _clock: Callable[[], float] = lambda: time.monotonic(),  # noqa: PLW0108 -- a test may replace it
     ) -> None:
         self._logger = logger or logging.getLogger("rokt_events_async")
+        if isinstance(level, bool) or not isinstance(level, int):
+            raise InvalidSettingError(f"level must be a number, as in logging.WARNING, got {level!r}")
         self._level = level
         self._max_records = check_count("max_records", max_records)
         self._per = check_number("per", per, at_least=0, above=True)
@@ -228,6 +230,7 @@ class LoggingObserver(Observer):
         self._deferred_since = 0.0
         self._is_deferral_told = False
         self._deferral_quiet_until = -math.inf
+        self._journal_quiet_until = -math.inf
 
     def on_recovered(self, count: int, oldest: datetime) -> None:
         age = _age((datetime.now(UTC) - oldest).total_seconds())
@@ -236,17 +239,25 @@ class LoggingObserver(Observer):
 
     def on_health(self, before: Health, after: Health) -> None:
         if "journal_failed" in before.problems and "journal_failed" not in after.problems:
-            self._logger.log(self._level, "the journal can be written again")
+            self._tell_of_recovered_journal()
         if ("deferring" in before.problems) != ("deferring" in after.problems):
             self._tell_of_deferral(after)
         if before.state != after.state and "credentials_refused" in (before.state, after.state):
             self._tell_of_credentials(before, after)
         if after.state == "outage":
-            self._outage = after
-            self._quiet_until = -math.inf  # The next retry tells of it.
-        elif before.state == "outage" and self._outage is not None:
+            if self._outage is None:
+                self._outage = after
+                self._quiet_until = -math.inf  # The next retry tells of it.
+        elif self._outage is not None and after.state not in ("closing", "closed"):
             began, self._outage = self._outage, None
             self._tell_end(began, after)
+
+    def _tell_of_recovered_journal(self) -> None:
+        """Logs that the journal can be written, not each time if it goes back and forth."""
+        now = self._clock()
+        if now >= self._journal_quiet_until:
+            self._journal_quiet_until = now + self._per
+            self._logger.log(self._level, "the journal can be written again")
 
     def _tell_of_deferral(self, after: Health) -> None:
         """Logs that events are deferred, and that all are back; not at every burst."""

@@ -363,7 +363,8 @@ class Health:
         last_delivered_at: When an event was last delivered, in UTC.
         last_error: Why the last failed request failed.
         pending: Events accepted and not settled.
-        oldest_pending_age: How long the oldest of them has been pending, in seconds, to within a second.
+        oldest_pending_age: How long the oldest of them has been pending, in seconds, to within a second; an
+            event that comes from the journal counts from when it was stored.
         deferred: Events that are in the journal alone, because memory had no room for them.
         oldest_deferred_age: How long the oldest of them has been stored, in seconds; none is older.
         parked: Sessions whose batch waits for its next attempt.

@@ -2,7 +2,8 @@
 
 `rokt_sandbox` is a `Sandbox` that serves from a thread of its own, so that synchronous tests, such as those
 with a `TestClient`, can use it too. While a test uses it, `Emitter()` finds its credentials in the
-environment, and `ROKT_ENDPOINT` has its address.
+environment, and `ROKT_ENDPOINT` has its address; `ROKT_QUEUE_URL`, `ROKT_JOURNAL` and `ROKT_DISABLED` are
+not set.
 
 `rokt_emitter` is an open `Emitter` that delivers to the sandbox, with short waits. It belongs to the test's
 event loop: that of pytest-asyncio, or of anyio if pytest-asyncio is not installed.
@@ -36,6 +37,8 @@ def rokt_sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
         monkeypatch.setenv("ROKT_SECRET", sandbox.credentials.secret)
         monkeypatch.setenv("ROKT_TAG_ID", sandbox.credentials.tag_id)
         monkeypatch.setenv("ROKT_ENDPOINT", sandbox.url)
+        for name in ("ROKT_QUEUE_URL", "ROKT_JOURNAL", "ROKT_DISABLED"):  # What a developer's shell may have.
+            monkeypatch.delenv(name, raising=False)
         yield sandbox
 
 

@@ -126,12 +126,25 @@ def choose_endpoint(endpoint: str | None, *, allow_http: bool) -> str:
 
 def allows_http(*, allow_http: bool) -> bool:
     """Returns True if an http endpoint may be other than loopback: by the argument, or by the environment."""
-    return allow_http or os.environ.get("ROKT_ALLOW_HTTP") == "1"
+    return allow_http or _switch("ROKT_ALLOW_HTTP")
 
 
 def is_disabled() -> bool:
     """Returns True with `ROKT_DISABLED=1`, the kill switch: events are accepted, counted and dropped."""
-    return os.environ.get("ROKT_DISABLED") == "1"
+    return _switch("ROKT_DISABLED")
+
+
+def _switch(name: str) -> bool:
+    """Returns True if the environment switches something on. Without the variable it is off."""
+    value = os.environ.get(name, "")
+    if value.strip().lower() not in _SWITCHES:
+        _refuse(name, "1 (or true, yes, on), or 0 (or false, no, off, or empty)", value)
+    return _SWITCHES[value.strip().lower()]
+
+
+_SWITCHES: Final = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(
+    ("", "0", "false", "no", "off"), False
+)
 
 
 def check_instance(name: str, value: object, cls: type[Any]) -> Any:

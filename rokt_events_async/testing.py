@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
+from rokt_events_async._fields import problem
 from rokt_events_async.errors import EmitterClosedError, InvalidEventError, RoktEventsError
 from rokt_events_async.events import PartnerEvent, time_problems
 from rokt_events_async.outcomes import (
@@ -73,8 +74,8 @@ class RecordingTracker:
         """Keeps one event, and returns its settled delivery.
 
         Raises:
-            InvalidEventError: Its time is not within 3 days back and 5 minutes ahead.
-            TypeError: It is no `PartnerEvent`.
+            InvalidEventError: It is no `PartnerEvent`, or its time is not within 3 days back and 5
+                minutes ahead.
             EmitterClosedError: After `aclose()`.
             RoktEventsError: What `fail_with` was given.
         """
@@ -143,7 +144,7 @@ class RecordingTracker:
         if self._is_closed:
             raise EmitterClosedError("the tracker is closed")
         if not isinstance(event, PartnerEvent):
-            raise TypeError(f"event must be a PartnerEvent, got {event!r}")
+            raise InvalidEventError((problem("event", event, "must be a PartnerEvent"),))
         now = datetime.now(UTC)
         stamped = event.stamped(now)
         if problems := time_problems(stamped.event_time or now, now=now):

@@ -74,10 +74,26 @@ async def test_what_must_not_drop(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "ROKT_DISABLED=1 is set: nothing would be sent" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("value", ["", "0", "true"])
-async def test_only_1_counts(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A switch has two positions."""
+@pytest.mark.parametrize("value", ["", "0", "False", "no", "off"])
+async def test_what_leaves_it_off(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without the variable."""
     monkeypatch.setenv("ROKT_DISABLED", value)
     assert not Emitter(Sandbox().credentials).is_disabled
-    with pytest.raises(InvalidSettingError):
+    with pytest.raises(InvalidSettingError, match="pub_id"):
         tracker_from_env()
+
+
+@pytest.mark.parametrize("value", ["true", "YES", " on "])
+async def test_what_else_switches_it_on(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an outage there is no time to look up which word it was."""
+    monkeypatch.setenv("ROKT_DISABLED", value)
+    assert Emitter().is_disabled
+
+
+@pytest.mark.parametrize("name", ["ROKT_DISABLED", "ROKT_ALLOW_HTTP"])
+async def test_a_switch_has_two_positions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is neither is refused, and not taken for one of them."""
+    monkeypatch.delenv("ROKT_DISABLED")
+    monkeypatch.setenv(name, "ture")
+    with pytest.raises(InvalidSettingError, match=f"{name} must be 1 .*, got 'ture'"):
+        Emitter(Sandbox().credentials)

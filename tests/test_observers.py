@@ -10,6 +10,7 @@ import pickle
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import attrs
 import pytest
 
 from rokt_events_async import (
@@ -397,13 +398,39 @@ def test_an_outage_is_told_as_what_it_is(caplog: pytest.LogCaptureFixture) -> No
     ]
 
 
+def test_a_close_ends_no_outage(caplog: pytest.LogCaptureFixture) -> None:
+    """Rokt is as absent as before; and a problem that comes and goes meanwhile repeats nothing."""
+    observer = LoggingObserver(per=10.0, _clock=lambda: 0.0)
+    at = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
+    outage = health("outage", at)
+    full = attrs.evolve(outage, problems=("journal_failed",))
+    observer.on_health(health("retrying", at), outage)
+    retried(observer, 1)
+    for _ in range(3):
+        observer.on_health(outage, full)
+        observer.on_health(full, outage)
+        retried(observer, 1)
+    observer.on_health(outage, health("closing", at))
+    observer.on_health(health("closing", at), health("closed", at))
+
+    told = [record.getMessage() for record in caplog.records]
+    assert [line.split(":")[0] for line in told] == ["outage since 12", "the journal can be written again"]
+
+
+@pytest.mark.parametrize("level", ["loud", "WARNING", None, True])
+def test_a_level_is_a_number(level: Any) -> None:
+    """It is refused where it is written, not at the first record."""
+    with pytest.raises(InvalidSettingError, match=r"level must be a number, as in logging\.WARNING, got"):
+        LoggingObserver(level=level)
+
+
 def test_an_outage_without_losses_says_so(caplog: pytest.LogCaptureFixture) -> None:
     """Nothing was given up."""
     observer = LoggingObserver()
     at = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
     outage = health("outage", at)
     observer.on_health(health("retrying", at), outage)
-    observer.on_health(outage, health("closing", at, pending=1))
+    observer.on_health(outage, health("ok", at, pending=1))
 
     assert (
         caplog.records[-1].getMessage().endswith("ended after 0 s: none given up meanwhile, 1 event pending")

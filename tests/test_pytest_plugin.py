@@ -22,6 +22,7 @@ from rokt_events_async import Credentials
 def test_the_sandbox(rokt_sandbox):
     assert rokt_sandbox.url.startswith("http://127.0.0.1:")
     assert Credentials.from_env().pub_id == rokt_sandbox.credentials.pub_id
+    assert not {"ROKT_QUEUE_URL", "ROKT_JOURNAL", "ROKT_DISABLED"} & set(os.environ)
 
 def test_the_environment_is_as_before():
     assert "ROKT_PUB_ID" not in os.environ
@@ -42,8 +43,10 @@ async def test_the_emitter(rokt_emitter, rokt_sandbox):
 """
 
 
-def test_in_a_synchronous_test(pytester: pytest.Pytester) -> None:
-    """The sandbox serves from a thread of its own, and nothing of it is left."""
+def test_in_a_synchronous_test(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sandbox serves from a thread of its own, and nothing of it is left, nor of the shell's settings."""
+    for name in ("ROKT_QUEUE_URL", "ROKT_JOURNAL", "ROKT_DISABLED"):
+        monkeypatch.setenv(name, "1")
     pytester.makepyfile(SYNC)
     pytester.runpytest_subprocess("-W", "error").assert_outcomes(passed=2)
 

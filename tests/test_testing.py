@@ -77,7 +77,7 @@ async def test_what_it_refuses() -> None:
     old = event(event_time=datetime.now(UTC) - timedelta(days=4))
     with pytest.raises(InvalidEventError):
         await recording.track(old)
-    with pytest.raises(TypeError, match="must be a PartnerEvent"):
+    with pytest.raises(InvalidEventError, match="must be a PartnerEvent"):
         await recording.track({})  # type: ignore[arg-type]
     assert recording.events == []
 

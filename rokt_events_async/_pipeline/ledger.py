@@ -38,7 +38,7 @@ _GENERATION: Final = 1.0
 
 
 class _Generation:
-    """The events admitted between two flushes, or within a second."""
+    """The events admitted between two flushes, or within a second; `began` is when the oldest was stored."""
 
     __slots__ = ("began", "empty", "pending", "until")
 
@@ -61,12 +61,14 @@ class _Generations:
     def pending(self) -> int:
         return sum([generation.pending for generation in tuple(self.all)])
 
-    def join(self, delivery: Delivery, now: float) -> None:
-        """Adds an event that is pending from now on."""
+    def join(self, delivery: Delivery, now: float, *, since: float | None = None) -> None:
+        """Adds an event that is pending from now on; it is as old as from `since` on."""
         delivery.accepted_at = now
         generation = self.all[-1]
         if now >= generation.until:
             generation = self._begin(now)
+        if since is not None and since < generation.began:
+            generation.began = since
         delivery.generation = generation
         generation.pending += 1
 
@@ -132,8 +134,14 @@ class Ledger:
         """When an event was last delivered, by the loop's clock."""
 
     def oldest_age(self, *, now: float) -> float:
-        """Returns how long the oldest pending event has been pending, in seconds, to within a second."""
-        return self._admitted.oldest_age(now=now)
+        """Returns how long the oldest pending event has been pending, in seconds, to within a second.
+
+        One that was on disk alone counts from when it was stored. Of these, the first that are pending count.
+        """
+        age = self._admitted.oldest_age(now=now)
+        if self._recorder is not None:
+            age = max(age, self._returned.oldest_age(now=now), self._revived.oldest_age(now=now))
+        return age
 
     def admit(self, delivery: Delivery, now: float) -> None:
         """Counts an event that has room as accepted now, and as pending in the newest generation."""
@@ -145,15 +153,15 @@ class Ledger:
             delivery.accepted_at, delivery.generation = now, newest
             newest.pending += 1
 
-    def recover(self, delivery: Delivery, now: float) -> None:
-        """Counts an event of an earlier process, for which room was taken, as pending."""
+    def recover(self, delivery: Delivery, now: float, *, since: float) -> None:
+        """Counts an event of an earlier process, stored at `since`, for which room was taken, as pending."""
         self._recovered += 1
-        self._revived.join(delivery, now)
+        self._revived.join(delivery, now, since=since)
 
-    def bring_back(self, delivery: Delivery, now: float) -> None:
-        """Counts an event that this emitter has deferred, and for which room was taken, as pending."""
+    def bring_back(self, delivery: Delivery, now: float, *, since: float) -> None:
+        """Counts an event that was stored at `since` and deferred, and has room now, as pending."""
         self._deferred -= 1
-        self._returned.join(delivery, now)
+        self._returned.join(delivery, now, since=since)
 
     @property
     def brought_back(self) -> int:

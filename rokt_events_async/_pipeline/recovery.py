@@ -404,10 +404,11 @@ class Recovery:
         delivery.commits, delivery.number = source.commits, stored.number
         delivery.is_stored, delivery.sent_before = True, stored.sent
         now = self._loop.time()
+        since = now - max(0.0, self._clock().timestamp() - stored.at / 1000)
         if source is self._own:
-            self._ledger.bring_back(delivery, now)
+            self._ledger.bring_back(delivery, now, since=since)
         else:
-            self._ledger.recover(delivery, now)
+            self._ledger.recover(delivery, now, since=since)
         if stored.sent and not self._retry_unconfirmed:
             self._settlement.leave_sent(delivery)
         else:

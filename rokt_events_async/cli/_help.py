@@ -1,10 +1,42 @@
-"""Help that fits 80 columns, with an example for each command."""
+"""What commands share: help that fits 80 columns, with an example for each, and how they print."""
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import Any, Final
 
 import click
+from rich.console import Console
+
+from rokt_events_async import InvalidSettingError
+from rokt_events_async.settings import is_disabled
+
+
+def counted(count: int, noun: str) -> str:
+    """Returns a number with its noun, as in `1 event` or `1,234 events`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def plain_console() -> Console:
+    """Returns a console that prints values as they are, and cuts no column where there is no terminal."""
+    width = None if sys.stdout.isatty() else _WIDTH
+    return Console(highlight=False, markup=False, soft_wrap=True, width=width)
+
+
+_WIDTH: Final = 200
+
+
+def refuse_disabled() -> None:
+    """Ends a command that is there to send.
+
+    Raises:
+        click.UsageError: `ROKT_DISABLED=1` is set.
+    """
+    try:
+        if is_disabled():
+            raise click.UsageError("ROKT_DISABLED=1 is set: nothing would be sent")
+    except InvalidSettingError as error:
+        raise click.UsageError(str(error)) from None
 
 
 class Command(click.Command):

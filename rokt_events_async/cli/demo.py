@@ -27,7 +27,7 @@ from rokt_events_async import (
     PartnerEvent,
     Receipt,
 )
-from rokt_events_async.cli._help import Command
+from rokt_events_async.cli._help import Command, refuse_disabled
 from rokt_events_async.cli.fleet import run_fleet
 from rokt_events_async.sandbox import RecordedRequest, Sandbox
 from rokt_events_async.testing import Claim, claim_of, disagreements
@@ -114,6 +114,7 @@ def demo(sessions: int, seed: int, fleet: bool, watch: bool) -> int:  # noqa: FB
     the demo prints an address to open in a browser, and plays slowly enough to be watched there. The exit
     status is 1 if the accounts differ.
     """
+    refuse_disabled()
     if fleet and watch:
         raise click.UsageError("--fleet and --watch cannot be used together: a fleet has no page")
     try:
@@ -148,7 +149,7 @@ async def _demo(sessions: int, seed: int, pace: _Pace) -> int:
     async with sandbox:
         if pace.has_page:
             console.print(f"Watch it at {sandbox.page_url}", style="bold")
-        async with Emitter(sandbox.credentials, endpoint=sandbox.url) as emitter:
+        async with Emitter(sandbox.credentials, endpoint=sandbox.url, journal=False) as emitter:
             await _play_all(console, emitter, sessions, luck, tally, pace)
             await emitter.aclose()
             stats = emitter.stats

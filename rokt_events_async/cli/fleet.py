@@ -113,7 +113,7 @@ async def _play_emitters(sandbox: Sandbox, seed: int) -> float:
     luck = random.Random(seed)  # noqa: S311 -- traffic, no secret
     async with contextlib.AsyncExitStack() as stack:
         emitters = [
-            await stack.enter_async_context(Emitter(sandbox.credentials, endpoint=sandbox.url))
+            await stack.enter_async_context(Emitter(sandbox.credentials, endpoint=sandbox.url, journal=False))
             for _ in range(_PUBLISHERS)
         ]
         await asyncio.gather(*(_session(luck, emitters, set(), luck.uniform(0, 1)) for _ in range(25)))
@@ -260,7 +260,6 @@ async def _relays(url: str, sandbox: Sandbox) -> AsyncIterator[list[asyncio.subp
         "ROKT_ENDPOINT": sandbox.url,
         "ROKT_QUEUE_URL": url,
     }
-    environment.pop("ROKT_JOURNAL", None)
     command = (sys.executable, "-m", "rokt_events_async.cli", "relay")
     options = ("--heartbeat-timeout", str(_HEARTBEAT_TIMEOUT))
     processes: list[asyncio.subprocess.Process] = []

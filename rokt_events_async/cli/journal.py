@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from rokt_events_async import Emitter, InvalidSettingError, Journal, JournalError
-from rokt_events_async.cli._help import Command
+from rokt_events_async.cli._help import Command, counted, plain_console, refuse_disabled
+from rokt_events_async.journal._ownership import is_owned
 from rokt_events_async.journal.files import JournalFile, age, erase_session, list_files
 
 
@@ -44,6 +45,7 @@ def journal(directory: Path, action: str, as_json: bool, session_id: str | None,
     """
     try:
         if action == "adopt":
+            refuse_disabled()
             return adopt(directory, timeout)
         if action == "delete":
             return delete(directory, session_id)
@@ -67,27 +69,31 @@ def _as_dict(file: JournalFile) -> dict[str, Any]:
         "path": str(file.path),
         "endpoint": file.endpoint,
         "tag_id": file.tag_id,
-        "owner": "alive" if file.is_owned else "dead",
+        "owner": _owner(file),
         "stored": file.stored,
         "sent": file.sent,
         "oldest": file.oldest.isoformat() if file.oldest else None,
-        "deferred": file.deferred,
-        "oldest_deferred": file.oldest_deferred.isoformat() if file.oldest_deferred else None,
+        "without_room": file.deferred,
+        "oldest_without_room": file.oldest_deferred.isoformat() if file.oldest_deferred else None,
         "bad": file.bad,
         "tally": file.tally,
         "problem": file.problem,
     }
 
 
+def _owner(file: JournalFile) -> str:
+    return "alive" if file.is_owned else "ended"
+
+
 def _show(directory: Path, files: list[JournalFile]) -> None:
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = plain_console()
     table = Table("file", "tag id", "owner", "stored", "sent", "oldest", "bad", "outcomes")
     for file in files:
         outcomes = [f"{count} {name}" for name, count in sorted(file.tally.items()) if name != "accepted"]
         table.add_row(
             f"{file.path.parent.name[:6]}/{file.path.stem[:8]}",
             file.tag_id,
-            "alive" if file.is_owned else "dead",
+            _owner(file),
             str(file.stored),
             str(file.sent),
             f"{age(file.oldest):.0f} s" if file.oldest else "-",
@@ -96,11 +102,11 @@ def _show(directory: Path, files: list[JournalFile]) -> None:
         )
     console.print(table)
     stored = sum([file.stored for file in files])
-    console.print(f"{stored} events in {len(files)} files in {directory}")
+    console.print(f"{counted(stored, 'event')} in {counted(len(files), 'file')} in {directory}")
     oldest_deferred = [file.oldest_deferred for file in files if file.oldest_deferred is not None]
     if oldest_deferred:
         oldest, count = age(min(oldest_deferred)), sum([file.deferred for file in files])
-        console.print(f"{count} of them found no room in memory, the oldest {oldest:.0f} s ago")
+        console.print(f"{count:,} of them found no room in memory, the oldest {oldest:.0f} s ago")
 
 
 def delete(directory: Path, session_id: str | None) -> int:
@@ -108,14 +114,15 @@ def delete(directory: Path, session_id: str | None) -> int:
     if not session_id:
         raise click.UsageError("delete needs --session ID")
     erasure = erase_session(directory, session_id)
-    print(f"deleted {erasure.erased} events of the session")
+    print(f"deleted {counted(erasure.erased, 'event')} of the session")
     for path in erasure.skipped:
-        print(f"not searched, its owner is alive or it cannot be read: {path}", file=sys.stderr)
+        why = "its owner is alive: stop it first" if is_owned(path) else "it cannot be read"
+        print(f"not searched, {why}: {path}", file=sys.stderr)
     return 1 if erasure.skipped else 0
 
 
 def adopt(directory: Path, timeout: float) -> int:
-    """Sends what processes that have ended have left. Returns 1 if not all of it has an outcome."""
+    """Sends what processes that have ended have left. Returns 1 if not all that is there has an outcome."""
     if not directory.is_dir():
         raise JournalError(f"there is no journal in {directory}: no such directory")
     return asyncio.run(_send(directory, timeout))
@@ -129,12 +136,22 @@ async def _send(directory: Path, timeout: float) -> int:
             await asyncio.sleep(0.05)
             if _left(emitter):
                 empty_since = loop.time()
-        left, stats = _left(emitter), emitter.stats
+        left, stats, endpoint = _left(emitter), emitter.stats, emitter.endpoint
+        tag_id = emitter.credentials.tag_id if emitter.credentials else None
     print(
         f"{stats.delivered} delivered, {stats.rejected} rejected, {stats.expired} expired, "
         f"{stats.unconfirmed} unconfirmed, {stats.failed} failed, {left} left"
     )
-    return 1 if left else 0
+    others: Counter[str] = Counter()
+    for file in list_files(directory):
+        if file.is_owned:
+            others["in use: their owner is alive"] += file.stored
+        elif (file.endpoint, file.tag_id) != (endpoint, tag_id):
+            others[f"for another account: tag id {file.tag_id}, {file.endpoint}"] += file.stored
+    for why, count in others.items():
+        if count:
+            print(f"{counted(count, 'event')} not sent, {why}", file=sys.stderr)
+    return 1 if left or others.total() else 0
 
 
 _ADOPTING: Final = 1.0

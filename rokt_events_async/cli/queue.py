@@ -8,11 +8,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from rokt_events_async import RoktEventsError
-from rokt_events_async.cli._help import Group
+from rokt_events_async.cli._help import Group, counted, plain_console
 from rokt_events_async.cli._queues import fail, queue_option, to_queue
 from rokt_events_async.relay.queue import Backlog, EventQueue, RelayPresence
 
@@ -83,11 +82,11 @@ def _as_dict(backlog: Backlog, relays: list[RelayPresence]) -> dict[str, Any]:
 
 
 def _show(backlog: Backlog, relays: list[RelayPresence]) -> None:
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = plain_console()
     age = _oldest_age(backlog)
     oldest = "" if age is None else f", the oldest published {age:.0f} s ago"
     console.print(
-        f"{sum(backlog.waiting):,} events wait, relays hold {backlog.pending:,}{oldest}; "
+        f"{counted(sum(backlog.waiting), 'event')} waiting, relays hold {backlog.pending:,}{oldest}; "
         f"{backlog.published:,} published so far, {_rate(relays):g} delivered per second"
     )
     if relays:

@@ -13,7 +13,7 @@ import click
 from aiohttp import web
 
 from rokt_events_async import Emitter, InvalidSettingError, RoktEventsError
-from rokt_events_async.cli._help import Command
+from rokt_events_async.cli._help import Command, counted
 from rokt_events_async.cli._queues import queue_option, to_queue
 from rokt_events_async.relay import Relay, RelayStats
 from rokt_events_async.relay.metrics import as_prometheus
@@ -59,7 +59,7 @@ def relay(queue: str | None, metrics_port: int | None, metrics_host: str, **sett
         logging.getLogger(noisy).setLevel(logging.WARNING)
     concurrency = settings.pop("max_concurrency")
     try:
-        make_emitter = functools.partial(Emitter, max_concurrency=concurrency)
+        make_emitter = functools.partial(Emitter, max_concurrency=concurrency, journal=False)
         made = Relay(to_queue(queue), make_emitter, **settings)
         stats = asyncio.run(_run(made, metrics_host, metrics_port))
     except InvalidSettingError as error:
@@ -78,10 +78,8 @@ def relay(queue: str | None, metrics_port: int | None, metrics_host: str, **sett
 
 
 def _farewell(stats: RelayStats) -> str:
-    return (
-        f"stopped: {stats.delivered} events delivered, {stats.dead_letters} dead letters, {stats.held} of "
-        "those in memory left in the queue"
-    )
+    delivered, dead = counted(stats.delivered, "event"), counted(stats.dead_letters, "dead letter")
+    return f"stopped: {delivered} delivered, {dead}, {stats.held:,} of those in memory left in the queue"
 
 
 async def _run(made: Relay, host: str, port: int | None) -> RelayStats:

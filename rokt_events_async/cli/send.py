@@ -35,10 +35,9 @@ from rokt_events_async import (
     PartnerEvent,
     RetryPolicy,
 )
-from rokt_events_async.cli._help import Command
+from rokt_events_async.cli._help import Command, counted, refuse_disabled
 from rokt_events_async.cli._progress import ProgressFile
 from rokt_events_async.events import restore, time_problems
-from rokt_events_async.settings import is_disabled
 
 _DEADLINE: Final = 3 * 24 * 3600.0
 """A file can wait for the end of an outage; Ctrl-C ends it before."""
@@ -127,8 +126,8 @@ def send(
     use.
     """
     inputs = _Inputs(files)
-    if is_disabled() and not dry_run:
-        raise click.UsageError("ROKT_DISABLED=1 is set: nothing would be sent")
+    if not dry_run:
+        refuse_disabled()
     if resume and inputs.path is None:
         raise click.UsageError("--resume needs a single file, which can be read again")
     if dry_run:
@@ -227,7 +226,7 @@ def _check(inputs: _Inputs) -> int:
             print(f"{line.where}: {_on_a_line(problem)}", file=sys.stderr)
         else:
             good += 1
-    print(f"{good} lines can be sent, {bad} cannot")
+    print(f"{counted(good, 'line')} can be sent, {bad:,} cannot")
     return 1 if bad else 0
 
 
@@ -433,9 +432,8 @@ async def _send(inputs: _Inputs, out: Path | None, *, resume: bool, max_concurre
             close_timeout=_CLOSE_TIMEOUT,
             retry=RetryPolicy(deadline=_DEADLINE),
             observers=[],
+            journal=False,  # The file is durable.
         ) as emitter:
-            if emitter.stats.journal is not None:
-                raise click.UsageError("send needs no journal: unset ROKT_JOURNAL, the file is durable")
             if progress is not None:
                 progress.open()
             run = _Run(inputs, emitter, undelivered, progress)
@@ -495,7 +493,7 @@ def _conclude(run: _Run, inputs: _Inputs, out: Path | None, *, is_whole: bool) -
     counts = run.counts
     say = [f"{counts.delivered:,} delivered"]
     say += [f"{counts.undelivered:,} not delivered"] if counts.undelivered else []
-    say += [f"{counts.bad:,} lines that are no events"] if counts.bad else []
+    say += [f"{counted(counts.bad, 'line')} without an event"] if counts.bad else []
     say += [f"{counts.skipped:,} settled before"] if counts.skipped else []
     if counts.possible_duplicates:
         say.append(
@@ -507,7 +505,7 @@ def _conclude(run: _Run, inputs: _Inputs, out: Path | None, *, is_whole: bool) -
     if is_whole:
         return 1 if counts.undelivered or counts.bad else 0
     rest = run.rest()
-    print(f"stopped: {counts.left:,} lines were under way, {rest:,} were not read", file=sys.stderr)
+    print(f"stopped: {counts.left:,} under way, {rest:,} not read", file=sys.stderr)
     options = f"--undelivered {shlex.quote(str(out))} " if out is not None else ""
     if inputs.path is not None:
         print(

@@ -25,6 +25,7 @@ def describe_health(health: Health) -> dict[str, Any]:
         "oldest_pending_age": round(health.oldest_pending_age, 3),
         "deferred": health.deferred,
         "oldest_deferred_age": round(health.oldest_deferred_age, 3),
+        "has_journal": health.stats.journal is not None,
         "parked": health.parked,
         "next_attempt_at": _time(health.next_attempt_at),
     }

@@ -39,6 +39,7 @@ class Pending(Generic[T]):
     def __init__(self) -> None:
         self._events: dict[Delivery, _Tracked[T]] = {}
         self._oldest_deferred: datetime | None = None
+        self._oldest_recovered: datetime | None = None
         self.backlog = 0
         """Events of earlier processes, and deferred ones, that have no outcome yet."""
 
@@ -54,9 +55,11 @@ class Pending(Generic[T]):
         tracked = self._events.get(delivery)
         return None if tracked is None else tracked.kept
 
-    def recover(self, count: int) -> None:
-        """Notes events of an earlier process."""
+    def recover(self, count: int, oldest: datetime) -> None:
+        """Notes events of an earlier process, the oldest of which was stored then."""
         self.backlog += count
+        if self._oldest_recovered is None or oldest < self._oldest_recovered:
+            self._oldest_recovered = oldest
 
     def defer(self, delivery: Delivery) -> None:
         """Notes an event that is in the journal alone."""
@@ -73,21 +76,29 @@ class Pending(Generic[T]):
         """Forgets an event that has an outcome, of this process or of an earlier one."""
         if self._events.pop(delivery, None) is None and self.backlog:
             self.backlog -= 1
+            if not self.backlog:
+                self._oldest_recovered = None
 
     def oldest_age(self) -> float:
-        """Returns for how many seconds the oldest event has been pending."""
+        """Returns for how many seconds the oldest event has been pending.
+
+        As long as there is a backlog, the oldest event that was recovered counts, from when it was stored.
+        """
         now = time.monotonic()
         while True:
             try:
                 oldest = next(iter(self._events.values()), None)
             except RuntimeError:  # The loop's thread has changed it meanwhile.
                 continue
-            return now - oldest.since if oldest else 0.0
+            return max(now - oldest.since if oldest else 0.0, _age(self._oldest_recovered))
 
     def deferred_age(self) -> float:
         """Returns for how many seconds the oldest deferred event has been stored."""
-        oldest = self._oldest_deferred
-        return 0.0 if oldest is None else max(0.0, (datetime.now(UTC) - oldest).total_seconds())
+        return _age(self._oldest_deferred)
+
+
+def _age(moment: datetime | None) -> float:
+    return 0.0 if moment is None else max(0.0, (datetime.now(UTC) - moment).total_seconds())
 
 
 class ErrorTypes:

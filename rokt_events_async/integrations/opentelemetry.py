@@ -13,7 +13,7 @@
 | `rokt.client.breaker.open` | up-down counter, `{emitter}` | emitters whose breaker is open |
 | `rokt.client.outage` | up-down counter, `{emitter}` | emitters in an outage |
 | `rokt.client.credentials_refused` | up-down counter, `{emitter}` | emitters whose credentials Rokt refuses |
-| `rokt.client.oldest_pending.age` | gauge, `s` | how long the oldest of them has been pending |
+| `rokt.client.oldest_pending.age` | gauge, `s` | age of the oldest of them, or of what was recovered |
 | `rokt.client.journal.deferred` | counter, `{event}` | events on disk alone, until there is room |
 | `rokt.client.journal.deferred.age` | gauge, `s` | how long the oldest of them has been stored |
 | `rokt.client.journal.recovered` | counter, `{event}` | events of earlier processes, found in adopted files |
@@ -276,7 +276,7 @@ class OpenTelemetryObserver(Observer):
 
     def on_recovered(self, count: int, oldest: datetime) -> None:
         self._recovered.add(count, _OPERATION)
-        self._pending.recover(count)
+        self._pending.recover(count, oldest)
 
     def on_deferred(self, delivery: Delivery) -> None:
         self._pending.defer(delivery)

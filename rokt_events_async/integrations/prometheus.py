@@ -11,7 +11,7 @@ to `prometheus_client`'s registry, which the application exposes as it does its 
 | `rokt_client_retries_total` | counter | requests that are retried, by `error_type` |
 | `rokt_client_outcomes_total` | counter | outcomes of events, by `outcome` and `error_type` |
 | `rokt_client_pending` | gauge | events accepted and not settled |
-| `rokt_client_oldest_pending_age_seconds` | gauge | how long the oldest of them has been pending |
+| `rokt_client_oldest_pending_age_seconds` | gauge | age of the oldest of them, or of what was recovered |
 | `rokt_client_breaker_open` | gauge | emitters whose breaker is open |
 | `rokt_client_outage` | gauge | emitters in an outage |
 | `rokt_client_credentials_refused` | gauge | emitters whose credentials Rokt refuses |
@@ -24,13 +24,22 @@ to `prometheus_client`'s registry, which the application exposes as it does its 
 | `rokt_publisher_duration_seconds` | histogram | from `track()` until the queue has the event |
 | `rokt_publisher_refused_total` | counter | events not published, or not surely, by `error_type` |
 
+In `prometheus_client`'s multiprocess mode (`PROMETHEUS_MULTIPROC_DIR`, several gunicorn workers), gauges are
+the sum over living workers, and the two ages are left out, because that mode can call no function: alert on
+`rokt_client_pending`, `rokt_client_journal_backlog` and `rokt_client_outage` instead.
+
+Make the observer once, beside the factory and not in it: an application can start more than once, as in
+tests, and a registry takes one observer.
+
 An `error_type` is empty if nothing went wrong, and otherwise as OpenTelemetry's `error.type`. No label
 contains event data. A relay exposes its own metrics: `rokt-events relay --metrics-port`.
 """
 
 from __future__ import annotations
 
+import os
 from datetime import datetime
+from typing import Final
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -45,6 +54,9 @@ from rokt_events_async.events import PartnerEvent
 from rokt_events_async.integrations._measures import EVENTS, SECONDS, ErrorTypes, Pending, error_type_of
 from rokt_events_async.observers import Observer, RequestReport, RetryReport, error_codes
 from rokt_events_async.outcomes import Delivery, DeliveryError, Health, PublishReceipt, Receipt
+
+_MULTIPROCESS: Final = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
+"""Either of these switches the library to its multiprocess mode."""
 
 
 class PrometheusObserver(Observer):
@@ -77,16 +89,20 @@ class PrometheusObserver(Observer):
         self._outcomes = Counter(
             "rokt_client_outcomes", "Outcomes of events.", ["outcome", "error_type"], registry=to
         )
-        self._breaker_open = Gauge("rokt_client_breaker_open", "Emitters whose breaker is open.", registry=to)
-        self._outage = Gauge("rokt_client_outage", "Emitters in an outage.", registry=to)
-        self._refused_credentials = Gauge(
-            "rokt_client_credentials_refused", "Emitters whose credentials Rokt refuses.", registry=to
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(name, text, registry=to, multiprocess_mode="livesum")
+
+        self._breaker_open = gauge("rokt_client_breaker_open", "Emitters whose breaker is open.")
+        self._outage = gauge("rokt_client_outage", "Emitters in an outage.")
+        self._refused_credentials = gauge(
+            "rokt_client_credentials_refused", "Emitters whose credentials Rokt refuses."
         )
         self._deferred = Counter("rokt_client_journal_deferred", "Events on disk alone.", registry=to)
         self._recovered = Counter(
             "rokt_client_journal_recovered", "Events of earlier processes in adopted files.", registry=to
         )
-        self._failing = Gauge("rokt_client_journal_failing", "Emitters whose journal fails.", registry=to)
+        self._failing = gauge("rokt_client_journal_failing", "Emitters whose journal fails.")
         self._published = Counter("rokt_publisher_published", "Events put into the queue.", registry=to)
         self._publishing = Histogram(
             "rokt_publisher_duration_seconds",
@@ -99,21 +115,34 @@ class PrometheusObserver(Observer):
         )
         self._pending: Pending[None] = Pending()
         self._error_types = ErrorTypes()
-        pending = Gauge("rokt_client_pending", "Events accepted and not settled.", registry=to)
-        pending.set_function(lambda: len(self._pending))
+        self._counted = gauge("rokt_client_pending", "Events accepted and not settled.")
+        self._backlog = gauge(
+            "rokt_client_journal_backlog", "Recovered and deferred events without an outcome."
+        )
+        self._is_multiprocess = any(name in os.environ for name in _MULTIPROCESS)
+        if not self._is_multiprocess:
+            self._read_when_asked(to)
+
+    def _read_when_asked(self, to: CollectorRegistry) -> None:
+        """Has what changes by itself, or with each event, read when the metrics are asked for."""
+        self._counted.set_function(lambda: len(self._pending))
+        self._backlog.set_function(lambda: self._pending.backlog)
         age = Gauge("rokt_client_oldest_pending_age_seconds", "Age of the oldest of them.", registry=to)
         age.set_function(self._pending.oldest_age)
-        backlog = Gauge(
-            "rokt_client_journal_backlog", "Recovered and deferred events without an outcome.", registry=to
-        )
-        backlog.set_function(lambda: self._pending.backlog)
         deferred_age = Gauge(
             "rokt_client_journal_deferred_age_seconds", "Age of the oldest deferred event.", registry=to
         )
         deferred_age.set_function(self._pending.deferred_age)
 
+    def _write_counts(self) -> None:
+        """Writes what is pending to the file that other processes read."""
+        if self._is_multiprocess:
+            self._counted.set(len(self._pending))
+            self._backlog.set(self._pending.backlog)
+
     def on_accepted(self, delivery: Delivery) -> None:
         self._pending.accept(delivery, None)
+        self._write_counts()
 
     def on_request(self, request: RequestReport) -> None:
         is_good = request.status is not None and 200 <= request.status <= 299
@@ -127,10 +156,12 @@ class PrometheusObserver(Observer):
 
     def on_delivered(self, delivery: Delivery, receipt: Receipt) -> None:
         self._pending.leave(delivery)
+        self._write_counts()
         self._outcomes.labels("delivered", "").inc()
 
     def on_undelivered(self, delivery: Delivery, error: DeliveryError) -> None:
         self._pending.leave(delivery)
+        self._write_counts()
         codes = error_codes(error)
         error_type = self._error_types.bounded(codes[0]) if codes else str(error.cause)
         self._outcomes.labels(error.outcome, error_type).inc()
@@ -147,6 +178,7 @@ class PrometheusObserver(Observer):
 
     def on_deferred(self, delivery: Delivery) -> None:
         self._pending.defer(delivery)
+        self._write_counts()
         self._deferred.inc()
 
     def on_returned(self, count: int, left: int, oldest: datetime | None) -> None:
@@ -154,7 +186,8 @@ class PrometheusObserver(Observer):
 
     def on_recovered(self, count: int, oldest: datetime) -> None:
         self._recovered.inc(count)
-        self._pending.recover(count)
+        self._pending.recover(count, oldest)
+        self._write_counts()
 
     def on_published(self, receipt: PublishReceipt, duration: float) -> None:
         self._published.inc()

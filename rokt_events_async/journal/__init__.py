@@ -58,7 +58,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import attrs
 
@@ -130,16 +130,20 @@ class Journal:
         return await open_depot(self, endpoint=endpoint, tag_id=tag_id, pub_id=pub_id)
 
 
-def choose_journal(journal: Journal | str | os.PathLike[str] | None) -> Journal | None:
-    """Returns the journal to use: the given one, or the one that `ROKT_JOURNAL` names, if any.
+def choose_journal(journal: Journal | str | os.PathLike[str] | Literal[False] | None) -> Journal | None:
+    """Returns the journal to use: the given one, or with `None` the one that `ROKT_JOURNAL` names, if any.
+
+    `False` is none, whatever the environment says.
 
     Raises:
         InvalidSettingError: It is neither a `Journal` nor a path.
     """
+    if journal is False:
+        return None
     if isinstance(journal, Journal):
         return journal
     if journal is None:
         return Journal(Path(named)) if (named := os.environ.get("ROKT_JOURNAL")) else None
     if not isinstance(journal, (str, os.PathLike)):
-        raise InvalidSettingError(f"journal must be a Journal or a path, got {journal!r}")
+        raise InvalidSettingError(f"journal must be a Journal, a path, or False for none, got {journal!r}")
     return Journal(Path(journal) if os.fspath(journal) else journal)

@@ -275,8 +275,8 @@ class Relay:
             )
         if emitter.stats.journal is not None:
             raise InvalidSettingError(
-                "a relay's emitter must have no journal (journal=, ROKT_JOURNAL): the queue is durable, and "
-                "a journal would send events that another relay has taken over"
+                "a relay's emitter must have no journal (journal=False: none, whatever ROKT_JOURNAL says): "
+                "the queue is durable, and a journal would send events that another relay has taken over"
             )
         if emitter.max_pending < self._window_size:
             self._window = self._make_window(emitter.max_pending)

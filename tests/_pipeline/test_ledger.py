@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from unittest.mock import Mock
 
 import pytest
 
 from rokt_events_async import (
+    DeliveryDeferredError,
     DeliveryFailedError,
     DrainReport,
 )
+from rokt_events_async._pipeline.ledger import Ledger
+from rokt_events_async._tracking.hooks import Hooks
 from tests._pipeline.accounts import Account
 from tests.samples import delivery
 
@@ -76,6 +80,26 @@ async def test_a_report_counts_from_the_close() -> None:
 
     assert account.ledger.report() == DrainReport(delivered=1, failed=1, undelivered=(error,))
     assert error.outcome == "failed"
+
+
+async def test_what_was_stored_is_as_old_as_its_storing() -> None:
+    """Of this process and of earlier ones, whichever is the oldest; what has ended counts no more."""
+    account = make(max_pending=10)
+    ledger = Ledger(account.room, Hooks(), Mock())
+    new, deferred, earlier, young = (delivery() for _ in range(4))
+    for each in (new, deferred, earlier, young):
+        assert account.room.take_recovered(len(each.wire))
+    ledger.admit(new, 100.0)
+    ledger.accept_deferred(deferred, DeliveryDeferredError("deferred", event=deferred.event), 100.0)
+    assert ledger.oldest_age(now=100.0) == 0.0
+    ledger.bring_back(deferred, 100.0, since=80.0)
+    assert ledger.oldest_age(now=100.0) == 20.0
+    ledger.recover(young, 100.0, since=90.0)
+    ledger.recover(earlier, 100.5, since=-500.0)
+    assert ledger.oldest_age(now=101.0) == 601.0
+    for each in (young, earlier):
+        ledger.settle_undelivered(each, DeliveryFailedError("x", event=each.event))
+    assert ledger.oldest_age(now=101.0) == 21.0
 
 
 async def test_the_age_of_the_oldest_is_known_to_within_a_second() -> None:

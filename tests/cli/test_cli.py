@@ -135,6 +135,15 @@ def test_the_demo_agrees(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"\d+ of \d+ events settled", printed)
 
 
+def test_the_demo_is_not_run_with_the_kill_switch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would drop what it is there to show."""
+    monkeypatch.setenv("ROKT_DISABLED", "1")
+    assert run("demo") == (2, "")
+    assert "ROKT_DISABLED=1 is set: nothing would be sent" in capsys.readouterr().err
+
+
 def test_the_demo_can_be_watched() -> None:
     """It says where, plays, and its page stays until Ctrl-C; the exit status is that of the accounts."""
     options = ["--watch", "--sessions", "1", "--seed", "39"]

@@ -32,8 +32,10 @@ from tests.servers import QueueServer
 
 
 @pytest.fixture
-def url(own_server: Callable[..., QueueServer], monkeypatch: pytest.MonkeyPatch) -> str:
-    """A queue of the test's own, which the environment names."""
+def url(
+    own_server: Callable[..., QueueServer], rokt_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """A queue of the test's own, which the environment names, beside a sandbox."""
     found: str = own_server().url
     monkeypatch.setenv("ROKT_QUEUE_URL", found)
     return found
@@ -293,7 +295,7 @@ def test_the_status_of_a_queue(
     assert run("queue", "status") == 1
     printed = capsys.readouterr().out
     assert re.search(
-        r"\d events wait, relays hold \d, the oldest published \d+ s ago; 3 published so far", printed
+        r"\d events? waiting, relays hold \d, the oldest published \d+ s ago; 3 published so far", printed
     )
     assert "1 dead letters" in printed
     on_queue(url, lambda queue: queue.beat("ended", "n", {}, timeout=0.01))

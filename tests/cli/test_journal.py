@@ -43,12 +43,12 @@ def test_it_shows_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     leave(tmp_path)
     assert run(tmp_path) == 0
     out = capsys.readouterr().out
-    assert "dead" in out
-    assert f"3 events in 1 files in {tmp_path}" in " ".join(out.split())
+    assert "ended" in out
+    assert f"3 events in 1 file in {tmp_path}" in " ".join(out.split())
 
     assert run(tmp_path, "--json") == 0
     (file,) = json.loads(capsys.readouterr().out)
-    assert (file["owner"], file["stored"], file["sent"], file["bad"]) == ("dead", 3, 0, 0)
+    assert (file["owner"], file["stored"], file["sent"], file["bad"]) == ("ended", 3, 0, 0)
     assert file["oldest"] is not None
     assert file["tally"] == {"accepted": 3}
 
@@ -90,6 +90,41 @@ def test_it_sends_what_is_left(
         leave(tmp_path, box.url)
         assert run(tmp_path, "adopt", "--timeout", "0") == 1
         assert capsys.readouterr().out.endswith("3 left\n")
+
+
+def test_it_says_what_it_may_not_send(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of owners that are alive, and of other accounts; exit status 1. Nor does it erase from the former."""
+    for name, value in (("PUB_ID", CREDENTIALS.pub_id), ("SECRET", CREDENTIALS.secret), ("TAG_ID", "42")):
+        monkeypatch.setenv(f"ROKT_{name}", value)
+    leave(tmp_path, "http://127.0.0.1:9/other")
+    monkeypatch.setenv("ROKT_ENDPOINT", "http://127.0.0.1:9/")
+
+    async def live() -> None:
+        async with Emitter(journal=tmp_path, close_timeout=0, flush_interval=60) as emitter:
+            await emitter.track(event("person"))
+            assert await asyncio.to_thread(run, tmp_path, "adopt", "--timeout", "0.5") == 1
+            assert await asyncio.to_thread(run, tmp_path, "delete", "--session", "person") == 1
+
+    asyncio.run(live())
+    told = capsys.readouterr().err
+    assert "1 event not sent, in use: their owner is alive\n" in told
+    assert "3 events not sent, for another account: tag id 42, http://127.0.0.1:9/other\n" in told
+    assert "not searched, its owner is alive: stop it first: " in told
+
+
+def test_it_sends_nothing_with_the_kill_switch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it lose anything."""
+    leave(tmp_path)
+    monkeypatch.setenv("ROKT_DISABLED", "1")
+    assert run(tmp_path, "adopt") == 2
+    assert "nothing would be sent" in capsys.readouterr().err
+    monkeypatch.setenv("ROKT_DISABLED", "maybe")
+    assert run(tmp_path, "adopt") == 2
+    assert "ROKT_DISABLED must be 1" in capsys.readouterr().err
 
 
 def test_wrong_uses_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

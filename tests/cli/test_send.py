@@ -94,7 +94,7 @@ async def test_a_stop_before_anything_was_read(
     assert _conclude(run, inputs, None, is_whole=False) == 130
     assert capsys.readouterr().err.splitlines() == [
         "0 delivered",
-        "stopped: 0 lines were under way, 3 were not read",
+        "stopped: 0 under way, 3 not read",
     ]
     assert rokt_sandbox.count == 0
 
@@ -102,14 +102,14 @@ async def test_a_stop_before_anything_was_read(
 def test_what_is_not_delivered_can_be_sent_again(
     rokt_sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the reasons; lines that are no events unchanged; the exit status is 1."""
+    """With the reasons; lines without an event unchanged; the exit status is 1."""
     old = line(3, eventTime="2020-01-01T00:00:00.000Z")
     lines = [line(1), "no json", line(2, eventType="SignalUnheardOf"), old, '{"a": 1}', "[]"]
     file, out = write(tmp_path / "in.jsonl", *lines), tmp_path / "out.jsonl"
 
     assert send("--undelivered", out, file) == 1
     printed = capsys.readouterr().err
-    assert "1 delivered, 1 not delivered, 4 lines that are no events" in printed
+    assert "1 delivered, 1 not delivered, 4 lines without an event" in printed
     assert "1 rejected: rejected" in printed
     assert f"{file}:2: " in printed
     assert re.search(rf"{file}:4: .*3 days in the past", printed)
@@ -130,7 +130,7 @@ def test_many_bad_lines_are_counted(
     printed = capsys.readouterr().err
     assert printed.count("in.jsonl:") == 20
     assert "further ones are counted" in printed
-    assert "50 lines that are no events" in printed
+    assert "50 lines without an event" in printed
 
 
 def test_a_dry_run(rokt_sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,7 +140,7 @@ def test_a_dry_run(rokt_sandbox: Sandbox, tmp_path: Path, capsys: pytest.Capture
 
     assert send("--dry-run", file) == 1
     printed = capsys.readouterr()
-    assert printed.out == "1 lines can be sent, 2 cannot\n"
+    assert printed.out == "1 line can be sent, 2 cannot\n"
     assert re.search(rf"{file}:2: .*session_id must be .*; parent_guid must be ", printed.err)
     assert f"{file}:3: event_time must not be over 3 days in the past" in printed.err
     assert rokt_sandbox.count == 0
@@ -156,7 +156,7 @@ def test_an_event_that_expires_while_it_waits(
 
     assert send(write(tmp_path / "in.jsonl", line(1), old, line(3))) == 1
     assert guids(rokt_sandbox) == ["g1", "g3"]
-    assert "2 delivered, 1 lines that are no events" in capsys.readouterr().err
+    assert "2 delivered, 1 line without an event" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -212,13 +212,14 @@ def test_wrong_uses(
 
 
 def test_a_journal_is_not_needed(
-    rokt_sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    rokt_sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file is durable."""
+    """The file is durable: one that the environment names is left alone."""
     monkeypatch.setenv("ROKT_JOURNAL", str(tmp_path / "journal"))
 
-    assert send(write(tmp_path / "in.jsonl", line(1))) == 2
-    assert "unset ROKT_JOURNAL" in capsys.readouterr().err
+    assert send(write(tmp_path / "in.jsonl", line(1))) == 0
+    assert len(rokt_sandbox.events) == 1
+    assert not (tmp_path / "journal").exists()
 
 
 @pytest.mark.parametrize("text", ["", "no json\n", '{"format": 1, "name": "other"}\n'])
@@ -263,7 +264,7 @@ def test_ctrl_c_and_going_on(rokt_sandbox: Sandbox, tmp_path: Path) -> None:
     _, told = process.communicate(timeout=60)
 
     assert process.returncode == 130
-    assert re.search(r"stopped: [\d,]+ lines were under way, [\d,]+ were not read", told)
+    assert re.search(r"stopped: [\d,]+ under way, [\d,]+ not read", told)
     assert f"go on with: rokt-events send --resume --undelivered {out} {file}" in told
     assert "Traceback" not in told
     before = len(rokt_sandbox.events)
@@ -307,7 +308,7 @@ def test_what_was_under_way_is_sent_by_the_next_run(rokt_sandbox: Sandbox, tmp_p
         time.sleep(0.3)
     _, told = process.communicate(timeout=60)
 
-    assert "stopped: 20 lines were under way, 0 were not read" in told
+    assert "stopped: 20 under way, 0 not read" in told
     assert out.read_text() == ""
     assert send("--resume", "--undelivered", out, file) == 0
     assert len(rokt_sandbox.events) == 20

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from rokt_events_async import (
     DeliveryError,
+    DeliveryFailedError,
     Emitter,
     EventRejectedError,
     Health,
@@ -97,6 +99,64 @@ async def test_a_journals_events(backend: Backend) -> None:
     assert (backend.value("rokt_client_journal_deferred_age_seconds") or 0) >= 0
     observer.on_returned(1, 0, None)
     assert backend.value("rokt_client_journal_deferred_age_seconds") == 0
+
+
+async def test_what_was_recovered_has_an_age_until_it_has_ended(backend: Backend) -> None:
+    """The alert on old events sees what an earlier process has left."""
+    observer = backend.observer
+    hour = timedelta(hours=1)
+    observer.on_recovered(1, datetime.now(UTC) - hour)
+    observer.on_recovered(1, datetime.now(UTC))
+    assert 3600 <= (backend.value("rokt_client_oldest_pending_age_seconds") or 0) < 3700
+    error = DeliveryFailedError("x", event=event())
+    for _ in range(2):
+        observer.on_undelivered(delivery(), error)
+    assert backend.value("rokt_client_oldest_pending_age_seconds") == 0
+
+
+SEVERAL_WORKERS = """
+import os, sys
+from datetime import UTC, datetime
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from rokt_events_async import DeliveryFailedError
+from rokt_events_async.integrations.prometheus import PrometheusObserver
+from rokt_events_async.outcomes import Health
+from tests.samples import delivery, event
+
+observer = PrometheusObserver()
+if not os.fork():
+    first, second = delivery(), delivery()
+    for each in (first, second, delivery(), delivery()):
+        observer.on_accepted(each)
+    observer.on_undelivered(first, DeliveryFailedError("x", event=first.event))
+    observer.on_deferred(second)
+    observer.on_recovered(5, datetime.now(UTC))
+    observer.on_health(Health(state="ok"), Health(state="outage"))
+    os._exit(0)
+os.wait()
+observer.on_accepted(delivery())
+registry = CollectorRegistry()
+MultiProcessCollector(registry)
+shown = ("rokt_client_pending ", "rokt_client_outage ", "rokt_client_journal_backlog ")
+for line in generate_latest(registry).decode().splitlines():
+    if line.startswith(shown) or "_age_" in line and line[0] != "#":
+        print(line)
+"""
+
+
+def test_several_workers(tmp_path: Path) -> None:
+    """In the multiprocess mode gauges are sums, and what cannot be told is left out, not told as 0."""
+    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    command = [sys.executable, "-W", "error", "-c", SEVERAL_WORKERS]
+    root = Path(__file__).parent.parent.parent
+    found = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=True)
+
+    assert sorted(found.stdout.splitlines()) == [
+        "rokt_client_journal_backlog 6.0",
+        "rokt_client_outage 1.0",
+        "rokt_client_pending 3.0",
+    ]
 
 
 async def test_a_publisher(backend: Backend) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ async def test_a_journal_is_chosen_from_an_object_a_path_or_the_environment(
     monkeypatch.setenv("ROKT_JOURNAL", str(tmp_path))
     assert choose_journal(None) == given
     wrong: Any = 5
-    with pytest.raises(InvalidSettingError, match="journal must be a Journal or a path, got 5"):
+    with pytest.raises(InvalidSettingError, match="must be a Journal, a path, or False for none, got 5"):
         choose_journal(wrong)
     with pytest.raises(InvalidSettingError, match="directory must be a non-empty path, got ''"):
         choose_journal("")
@@ -167,6 +167,33 @@ async def test_an_outage_defers_events_to_the_next_process(sandbox: Sandbox, tmp
     assert recovered[0] == 31
     assert isinstance(recovered[1], datetime)
     assert len(sandbox.events) == 31
+
+
+async def test_the_age_of_what_an_earlier_process_has_left_counts(tmp_path: Path) -> None:
+    """From when it was stored, not from when this process found it: an alert on the age must see it."""
+    await leave(tmp_path)
+    later = timedelta(hours=1)
+    async with nowhere(tmp_path, _clock=lambda: datetime.now(UTC) + later, close_timeout=0) as emitter:
+        await emitter.track(event("new"))
+        await until(lambda: emitter.stats.pending == 4)
+        assert 3600 <= emitter.health.oldest_pending_age < 3700
+
+
+async def test_none_is_none_whatever_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`False`, for programs whose events are durable already."""
+    monkeypatch.setenv("ROKT_JOURNAL", str(tmp_path / "journal"))
+    assert choose_journal(False) is None
+    with pytest.raises(InvalidSettingError, match="must be a Journal, a path, or False for none, got True"):
+        choose_journal(True)  # type: ignore[arg-type]
+
+
+async def test_a_start_says_where_the_journal_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Once: a misspelled variable would go unseen otherwise."""
+    caplog.set_level(logging.INFO)
+    async with nowhere(tmp_path):
+        assert caplog.text.count(f"accepted events are kept in the journal in {tmp_path}") == 1
 
 
 async def test_flush_does_not_wait_for_events_of_earlier_processes(tmp_path: Path) -> None:

@@ -294,10 +294,10 @@ class Lives:
         return defer
 
     def _watched_return(self, original: Any) -> Any:
-        def bring_back(ledger: Any, delivery: Any, now: float) -> None:
+        def bring_back(ledger: Any, delivery: Any, now: float, *, since: float) -> None:
             self.reached["brought back"] += 1
             self.alone[delivery.event.session_id].discard(delivery.event.parent_guid)
-            original(ledger, delivery, now)
+            original(ledger, delivery, now, since=since)
 
         return bring_back
 
