@@ -1,8 +1,20 @@
 """A tracker for programs without a loop: Flask, Django under WSGI, Celery, plain scripts.
 
 The tracker lives on a loop in a daemon thread, which the first call starts: in each process its own, so a
-server may load the application before it forks its workers. When the interpreter ends, it is closed and
-drained, for at most the tracker's own `close_timeout`.
+server may load the application before it forks its workers. Make one per process, at the top of a module.
+When the interpreter ends, it is closed and drained, for at most the tracker's own `close_timeout`; all that
+are open drain at the same time.
+
+What ends a process without the interpreter's end loses what is pending in memory:
+
+- SIGTERM in a script or under `flask run`, which Python does not catch; gunicorn and uWSGI do:
+  `signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))`.
+- `os._exit`, the end of a child of `os.fork`, or of a worker of `multiprocessing.Pool` or Celery:
+  `rokt.flush()` or `rokt.close()` in the child.
+- `kill -9`: a journal (`ROKT_JOURNAL`).
+
+It closes when the program's own threads have ended, and before exit handlers (`atexit`) and thread pools that
+are not shut down: track nothing in those.
 
 Flask, under gunicorn with any worker, `--preload` too (uWSGI needs `enable-threads = true`):
 
@@ -45,6 +57,24 @@ def viewed(session_id, guid):
     rokt.track(PartnerEvent.viewed(session_id=session_id, parent_guid=guid, client_unique_id="order-4711"))
 ```
 
+A test replaces the module's `rokt` by one that keeps what it is told to track, without sockets:
+
+```python
+from rokt_events_async import ThreadedEmitter
+from rokt_events_async.testing import RecordingTracker
+
+
+def test_a_view_is_reported(monkeypatch):
+    tracker = RecordingTracker()
+    monkeypatch.setattr("shop.rokt", ThreadedEmitter(lambda: tracker))
+    app.test_client().post("/checkout/s-1/viewed/c-1")
+    assert [event.parent_guid for event in tracker.events] == ["c-1"]
+```
+
+Settings go through the factory, `ThreadedEmitter(lambda: tracker_from_env(close_timeout=60))`, and
+`rokt.start()` makes wrong ones show when a worker starts rather than with its first event (in gunicorn's
+`post_worker_init`).
+
 A script:
 
 ```python
@@ -78,15 +108,16 @@ from rokt_events_async.errors import EmitterClosedError, WrongContextError
 from rokt_events_async.events import PartnerEvent
 from rokt_events_async.outcomes import DrainReport, EmitterStats, Health
 from rokt_events_async.settings import check_number
-from rokt_events_async.tracker import Tracker, TrackerStats
+from rokt_events_async.tracker import Tracker
 
 
 class ThreadedEmitter:
     """Tracks events from synchronous code, on a loop in a thread of its own.
 
     All methods may be called from any thread, but not from a running loop, which they would block: there,
-    use an `Emitter`. Constructing it does nothing. The first `track` starts the thread; after a fork, each
-    process starts its own.
+    use an `Emitter`. That goes for `on_undelivered`, observers and a future's callbacks too, which run on the
+    tracker's loop. Constructing it does nothing. The first `track` starts the thread; after a fork, each
+    process starts its own. From the handler of a signal, `close` may be called.
 
     Args:
         make: A factory of the tracker: `Emitter`, `tracker_from_env`, or a function that calls one with
@@ -98,10 +129,10 @@ class ThreadedEmitter:
 
     def __init__(self, make: MakeTracker = Emitter) -> None:
         self._make = check_make(make)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._is_starting = False
         self._running: _Running | None = None
         self._is_closed = False
-        self._report: object = DrainReport()
         _all.add(self)
 
     def start(self) -> None:
@@ -122,7 +153,7 @@ class ThreadedEmitter:
 
         It blocks while the queue is full, at most the tracker's `max_wait`; the first call also while the
         tracker starts. With a journal it returns once the event is stored, with a publisher once it is in the
-        queue.
+        queue, which takes its `publish_timeout` at most.
 
         Returns:
             The outcome: `result()` returns the receipt, or raises the event's `DeliveryError`. It need not be
@@ -131,7 +162,7 @@ class ThreadedEmitter:
         Raises:
             InvalidEventError, QueueFullError, JournalError, QueueUnavailableError: As the tracker's `track`.
             EmitterClosedError: It was closed.
-            WrongContextError: Called from a running loop.
+            WrongContextError: Called from a running loop, or by a signal's handler while the tracker starts.
             Exception: The tracker cannot be made or started; the next call tries again.
         """
         _refuse_a_loop()
@@ -153,19 +184,21 @@ class ThreadedEmitter:
         """
         seconds = None if timeout is None else check_number("timeout", timeout, at_least=0)
         _refuse_a_loop()
-        with self._lock:
-            running = self._running
-        if running is None:
+        running = self._running
+        if running is None or not running.thread.is_alive():
             return True
         return bool(running.call(lambda tracker: tracker.flush(seconds)))
 
-    def close(self, timeout: float | None = None) -> object:
-        """Stops intake, drains for at most `timeout` seconds, and ends the thread.
+    def close(self, timeout: float | None = None) -> Any:
+        """Stops intake at once, drains for at most `timeout` seconds, and ends the thread.
 
-        It is called when the interpreter ends, if it was not called before. A second call returns the same.
+        It is called when the interpreter ends, if it was not called before. A second call waits for the same,
+        and returns the same. Interrupted, as by a second Ctrl-C, it ends the drain: every event has its
+        outcome before the interruption goes on.
 
         Args:
-            timeout: Seconds to drain for; `None` takes the tracker's `close_timeout`.
+            timeout: Seconds to drain for; `None` takes the tracker's `close_timeout`. Only the first call's
+                timeout counts.
 
         Returns:
             What the tracker's `aclose` returns: of an emitter, the `DrainReport`.
@@ -176,12 +209,22 @@ class ThreadedEmitter:
         """
         seconds = None if timeout is None else check_number("timeout", timeout, at_least=0)
         _refuse_a_loop()
-        with self._lock:
-            self._is_closed = True
-            running, self._running = self._running, None
-            if running is not None:
-                self._report = running.end(seconds)
-            return self._report
+        running = self._begin_closing(seconds)
+        if running is None:
+            return DrainReport()
+        try:
+            return running.report()
+        finally:
+            _open.pop(self, None)
+
+    def _begin_closing(self, timeout: float | None) -> _Running | None:
+        """Stops intake, and starts the drain if there is something to drain."""
+        self._is_closed = True
+        with self._lock:  # Another thread may be starting it.
+            running = self._running
+        if running is not None:
+            running.stop(timeout)
+        return running
 
     def __enter__(self) -> Self:
         self.start()
@@ -202,8 +245,11 @@ class ThreadedEmitter:
         """Never called: `__aenter__` raises."""
 
     @property
-    def stats(self) -> TrackerStats:
-        """A snapshot of the tracker's account, in this process; empty before the first event."""
+    def stats(self) -> Any:
+        """A snapshot of the tracker's account, in this process: of an emitter, its `EmitterStats`.
+
+        It is empty before the first event; after the close it is the final account.
+        """
         running = self._running
         return EmitterStats() if running is None else running.tracker.stats
 
@@ -217,24 +263,39 @@ class ThreadedEmitter:
 
     def __repr__(self) -> str:
         running = self._running
-        shown = repr(running.tracker) if running is not None else "closed" if self._is_closed else "new"
+        if self._is_closed and (running is None or not running.thread.is_alive()):
+            return "<ThreadedEmitter closed>"
+        shown = "new" if running is None else repr(running.tracker)
         return f"<ThreadedEmitter {shown}>"
 
     def _tracker(self) -> Tracker[Any]:
         """Returns this process's tracker, and starts it first if it is not running."""
+        if self._is_closed:
+            raise _closed_error()
         running = self._running
         if running is not None and running.thread.is_alive():
             return running.tracker
         with self._lock:
-            if self._is_closed:
-                raise EmitterClosedError("the ThreadedEmitter is closed: construct another one")
-            if self._running is None or not self._running.thread.is_alive():
-                self._running = _Running(self._make)
-            return self._running.tracker
+            if self._is_starting:  # The lock is this thread's own: a signal has interrupted the start.
+                raise WrongContextError("the ThreadedEmitter is being started, and a signal interrupts that")
+            self._is_starting = True
+            try:
+                return self._start_if_needed()
+            finally:
+                self._is_starting = False
+
+    def _start_if_needed(self) -> Tracker[Any]:
+        if self._is_closed:
+            raise _closed_error()
+        if self._running is None or not self._running.thread.is_alive():
+            self._running = _Running(self._make)
+            _open[self] = None
+        return self._running.tracker
 
     def _forget(self) -> None:
         """Forgets the parent's thread in a child, which has neither the thread nor what its lock guards."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._is_starting = False
         if self._running is not None:
             _left_behind.append(self._running)
         self._running = None
@@ -250,13 +311,17 @@ class _Running:
     def __init__(self, make: MakeTracker) -> None:
         self._make = make
         self._ended: concurrent.futures.Future[object] = concurrent.futures.Future()
+        self._closing: asyncio.Task[Any] | None = None
+        self._is_given_up = False
         opened: concurrent.futures.Future[Tracker[Any]] = concurrent.futures.Future()
         self.thread = threading.Thread(target=self._run, args=(opened,), name="rokt-events-loop", daemon=True)
-        self.thread.start()
         try:
+            self.thread.start()
             self.tracker = opened.result()
         except BaseException:
-            self.thread.join()
+            if not opened.cancel():  # It has failed. Otherwise the wait was interrupted, and the thread ends.
+                self.stop(0)
+                self.thread.join()
             raise
 
     def _run(self, opened: concurrent.futures.Future[Tracker[Any]]) -> None:
@@ -271,15 +336,20 @@ class _Running:
             tracker = make_one(self._make)
             await tracker.start()
         except BaseException as error:  # noqa: BLE001 -- raised again in the thread that waits
-            opened.set_exception(error)
+            if opened.set_running_or_notify_cancel():
+                opened.set_exception(error)
+            return
+        if not opened.set_running_or_notify_cancel():
+            await tracker.aclose(0)
             return
         opened.set_result(tracker)
         timeout = None
         try:
             timeout = await self._stopped
         finally:
+            self._closing = asyncio.current_task()
             try:
-                self._ended.set_result(await tracker.aclose(timeout))
+                self._ended.set_result(await tracker.aclose(0 if self._is_given_up else timeout))
             except BaseException as error:  # noqa: BLE001 -- raised again in the thread that waits
                 self._ended.set_exception(error)
 
@@ -291,16 +361,41 @@ class _Running:
         finally:
             future.cancel()
 
-    def end(self, timeout: float | None) -> object:
-        """Closes the tracker, and ends the thread."""
-        with contextlib.suppress(RuntimeError):  # The loop has ended already.
-            self._loop.call_soon_threadsafe(self._stop, timeout)
-        self.thread.join()
-        return self._ended.result(0)
+    def stop(self, timeout: float | None) -> None:
+        """Begins to close the tracker. Only the first call's timeout counts."""
+        self._call_soon(self._stop, timeout)
 
     def _stop(self, timeout: float | None) -> None:
         if not self._stopped.done():
             self._stopped.set_result(timeout)
+
+    def report(self) -> object:
+        """Waits until the tracker is closed and the thread has ended. Interrupted, it ends the drain."""
+        try:
+            concurrent.futures.wait([self._ended])
+            self.thread.join()
+        except BaseException:
+            self.give_up()
+            raise
+        return self._ended.result()
+
+    def give_up(self) -> None:
+        """Ends the drain, and waits until every event has its outcome."""
+        self._call_soon(self._give_up)
+        concurrent.futures.wait([self._ended], _GIVING_UP)
+
+    def _give_up(self) -> None:
+        self._is_given_up = True
+        if self._closing is not None:
+            self._closing.cancel()
+
+    def _call_soon(self, call: Callable[..., None], *values: object) -> None:
+        with contextlib.suppress(RuntimeError):  # The loop has ended already.
+            self._loop.call_soon_threadsafe(call, *values)
+
+
+_GIVING_UP: Final = 2.0
+"""Seconds that an interrupted close waits for the outcomes of what it gives up."""
 
 
 def _refuse_a_loop() -> None:
@@ -311,22 +406,62 @@ def _refuse_a_loop() -> None:
         )
 
 
+def _closed_error() -> EmitterClosedError:
+    return EmitterClosedError("the ThreadedEmitter is closed: construct another one")
+
+
 _all: Final[weakref.WeakSet[ThreadedEmitter]] = weakref.WeakSet()
+"""All there are: a child has to make their locks anew."""
+
+_open: Final[dict[ThreadedEmitter, None]] = {}
+"""Those that are to be closed when the interpreter ends, whether or not the program still knows them."""
 
 _left_behind: Final[list[_Running]] = []
 """What a child has from its parent. It is kept: to collect it would close what is the parent's."""
 
 
 def _close_all() -> None:
-    """Closes, when the interpreter ends, what is still open."""
-    for emitter in tuple(_all):
-        try:
-            emitter.close()
-        except Exception as error:  # noqa: BLE001 -- the others are still to be closed
-            log(logging.ERROR, "%r could not be closed at the end: %s", emitter, type(error).__name__)
+    """Closes, when the interpreter ends, what is still open; all of them drain at the same time."""
+    try:
+        _wait_for_threads()
+    finally:
+        _close_open()
+
+
+def _wait_for_threads() -> None:
+    """Waits for the program's own threads, as the interpreter would do next: they may track until then.
+
+    The threads of pools are left out. They end when the standard library tells them to, after this.
+    """
+    while threads := [one for one in threading.enumerate() if _is_waited_for(one)]:
+        for thread in threads:
+            thread.join()
+
+
+def _is_waited_for(thread: threading.Thread) -> bool:
+    if thread.daemon or thread in (threading.current_thread(), threading.main_thread()):
+        return False
+    workers: Any = getattr(sys.modules.get("concurrent.futures.thread"), "_threads_queues", ())
+    return thread not in workers and not type(thread).__module__.startswith("concurrent.futures")
+
+
+def _close_open() -> None:
+    closing = [(emitter, emitter._begin_closing(None)) for emitter in tuple(_open)]
+    try:
+        for emitter, _ in closing:
+            try:
+                emitter.close()
+            except Exception as error:  # noqa: BLE001 -- the others are still to be closed
+                log(logging.ERROR, "%r could not be closed at the end: %s", emitter, type(error).__name__)
+    except BaseException:
+        for _, running in closing:
+            if running is not None:
+                running.give_up()
+        raise
 
 
 def _forget_all() -> None:
+    _open.clear()
     for emitter in tuple(_all):
         emitter._forget()
 

@@ -159,13 +159,113 @@ async def test_not_in_a_running_loop() -> None:
     await asyncio.to_thread(threaded.close)
 
 
+def test_a_close_keeps_other_threads_waiting_for_nothing(rokt_sandbox: Sandbox) -> None:
+    """A call while another thread closes is refused at once."""
+    rokt_sandbox.fail_next("silence")
+    threaded = ThreadedEmitter(lambda: Emitter(flush_interval=0, request_timeout=60))
+    threaded.track(event())
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(threaded.close, 60)
+        while not threaded._is_closed:
+            time.sleep(0.01)
+        with pytest.raises(EmitterClosedError, match="construct another"):
+            threaded.track(event())
+        assert not closing.done()
+        running = threaded._running
+        assert running is not None
+        while running._closing is None:
+            time.sleep(0.01)
+        running.give_up()
+        assert isinstance(closing.exception(5), asyncio.CancelledError | concurrent.futures.CancelledError)
+    assert threaded.stats.pending == 0
+
+
+def test_a_drain_that_is_given_up_before_it_begins(rokt_sandbox: Sandbox) -> None:
+    """It does not begin."""
+    rokt_sandbox.fail_next("silence")
+    threaded = ThreadedEmitter(lambda: Emitter(flush_interval=0, request_timeout=60))
+    threaded.track(event())
+    running = threaded._running
+    assert running is not None
+    running._loop.call_soon_threadsafe(lambda: (running._stop(60), running._give_up()))
+    report = threaded.close()
+    assert report.failed + report.unconfirmed == 1
+
+
+def test_a_start_that_is_interrupted(rokt_sandbox: Sandbox) -> None:
+    """By a signal whose handler tracks: it is refused, and not held for ever."""
+    threaded: ThreadedEmitter
+
+    def make() -> RecordingTracker:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.2)
+        return RecordingTracker()
+
+    threaded = ThreadedEmitter(make)
+    refused: list[Exception] = []
+
+    def handle(*_: object) -> None:
+        try:
+            threaded.track(event())
+        except WrongContextError as error:
+            refused.append(error)
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        threaded.start()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert "is being started, and a signal interrupts that" in str(refused[0])
+    assert threaded.track(event()).result(1)
+    threaded.close()
+
+
+def test_an_interrupted_start_leaves_no_thread() -> None:
+    """The tracker that was being made is closed; the next call makes another."""
+    made: list[RecordingTracker] = []
+
+    def make() -> RecordingTracker:
+        if not made:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+        made.append(RecordingTracker())
+        return made[-1]
+
+    threaded = ThreadedEmitter(make)
+    with pytest.raises(KeyboardInterrupt):
+        threaded.start()
+    while loops():
+        time.sleep(0.01)
+    assert made[0].health.state == "closed"
+    assert threaded.track(event()).result(1)
+    assert len(made) == 2
+    threaded.close()
+
+
+def test_all_that_are_open_drain_at_the_same_time() -> None:
+    """Or a program with three accounts would outlast its grace period."""
+    meeting = threading.Barrier(2)
+
+    class Slow(RecordingTracker):
+        async def aclose(self, timeout: float | None = None) -> DrainReport:
+            await asyncio.to_thread(meeting.wait, 10)
+            return await super().aclose(timeout)
+
+    both = [ThreadedEmitter(Slow), ThreadedEmitter(Slow)]
+    for threaded in both:
+        threaded.start()
+    module._close_all()
+    assert [threaded.health.state for threaded in both] == ["closed", "closed"]
+    assert not meeting.broken
+
+
 def test_a_publisher() -> None:
     """Any tracker will do."""
     queue = MemoryQueue()
     with ThreadedEmitter(lambda: Publisher(queue)) as threaded:
         sent = event()
         assert threaded.track(sent).result(5).event.parent_guid == sent.parent_guid
-    assert threaded.stats.accepted == 0, "closed: the account was the tracker's"
+    assert threaded.stats.accepted == 1, "the final account"
 
 
 def test_a_loop_that_has_ended_is_replaced(rokt_sandbox: Sandbox) -> None:
@@ -215,7 +315,7 @@ def test_what_a_child_forgets() -> None:
         running._stop(None)
 
     running._loop.call_soon_threadsafe(stop_twice)
-    running.end(None)
+    running.report()
     module._left_behind.clear()
 
 
@@ -267,7 +367,80 @@ def test_ctrl_c_while_it_drains(rokt_sandbox: Sandbox) -> None:
     before = time.monotonic()
     _, _, err = run_script(script, stop=stop)
     assert time.monotonic() - before < 40
-    assert "20 events will be lost" in err
+    assert "closed with events undelivered: 20 unconfirmed" in err
+
+
+LATE = """
+def work():
+    for number in range(5):
+        time.sleep(0.05)
+        rokt.track(PartnerEvent.viewed(session_id="t", parent_guid=f"t-{number}", client_unique_id="c"))
+import time, threading
+threading.Thread(target=work).start()
+"""
+
+LOCAL = """
+def main():
+    local = ThreadedEmitter(lambda: Emitter(endpoint=endpoint, flush_interval=60))
+    for number in range(5):
+        local.track(PartnerEvent.viewed(session_id="l", parent_guid=f"l-{number}", client_unique_id="c"))
+main()
+"""
+
+
+@pytest.mark.parametrize("more", [LATE, LOCAL], ids=["a thread that goes on", "an object that is forgotten"])
+def test_what_is_tracked_late_or_by_the_way(more: str, rokt_sandbox: Sandbox) -> None:
+    """The program's own threads may track until they end, and a forgotten object is drained too."""
+    _, _, err = run_script(SCRIPT + more)
+    assert len(rokt_sandbox.events) == 35
+    assert "lost" not in err
+    assert "Error" not in err
+
+
+HANDLER = """
+import signal, threading
+rokt = ThreadedEmitter(lambda: Emitter(flush_interval=60, close_timeout=1))
+rokt.track(PartnerEvent.viewed(session_id="s", parent_guid="g", client_unique_id="c"))
+reports = []
+signal.signal(signal.SIGTERM, lambda *_: reports.append(rokt.close()))
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+reports.append(rokt.close())
+print(len(reports), reports[0] is reports[1], rokt.stats.unconfirmed, rokt.close() is reports[0])
+"""
+
+
+def test_a_close_in_a_signals_handler(rokt_sandbox: Sandbox) -> None:
+    """While the program closes: both wait for the same, and neither for ever."""
+    rokt_sandbox.fail_next(*["silence"] * 9)
+    status, out, err = run_script(SCRIPT.split("rokt =", maxsplit=1)[0] + HANDLER)
+    assert (status, out.split()) == (0, ["2", "True", "1", "True"]), err
+
+
+GIVEN_UP = """
+rokt = ThreadedEmitter(lambda: Emitter(flush_interval=60, close_timeout=50, request_timeout=40,
+    on_undelivered=lambda error: print(error.outcome, flush=True)))
+import time
+try:
+    with rokt:
+        for number in range(3):
+            event = PartnerEvent.viewed(session_id="s", parent_guid=f"g-{number}", client_unique_id="c")
+            rokt.track(event)
+except KeyboardInterrupt:
+    print("interrupted", rokt.stats.pending, flush=True)
+"""
+
+
+def test_an_interrupted_close_gives_each_event_its_outcome(rokt_sandbox: Sandbox) -> None:
+    """They reach `on_undelivered`, and the end of the interpreter waits for nothing more."""
+    rokt_sandbox.fail_next(*["silence"] * 9)
+
+    def stop(process: subprocess.Popen[str]) -> None:
+        while rokt_sandbox.count == 0:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+
+    _, out, err = run_script(SCRIPT.split("rokt =", maxsplit=1)[0] + GIVEN_UP, stop=stop)
+    assert out.split("\n") == ["unconfirmed", "unconfirmed", "unconfirmed", "interrupted 0", ""], err
 
 
 def test_forked_children_have_their_own(rokt_sandbox: Sandbox) -> None:

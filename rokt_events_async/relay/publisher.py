@@ -306,13 +306,16 @@ class Publisher:
         return await self._publish(event).future
 
     def track_threadsafe(self, event: PartnerEvent) -> concurrent.futures.Future[PublishReceipt]:
-        """Publishes one event from any thread. It returns once the event is on its way.
+        """Publishes one event from any thread, and returns once it is in the queue, as `track` does.
+
+        On the loop's own thread it cannot block: there it returns at once.
 
         Returns:
-            The receipt, or the error that `track` would raise.
+            The receipt; on the loop's own thread perhaps later, or the error that `track` would raise.
 
         Raises:
             InvalidEventError, QueueFullError, EmitterNotStartedError, EmitterClosedError: As `track`.
+            QueueUnavailableError, QueueRefusedError, PublishUnconfirmedError: As `track`.
             WrongContextError: The publisher was started in another process, or its loop no longer runs.
         """
         self._check_started()
@@ -329,7 +332,9 @@ class Publisher:
 
     async def _publish_for_thread(self, event: PartnerEvent) -> concurrent.futures.Future[PublishReceipt]:
         self._check_open()
-        return self._listeners.follow(self._publish(event).future)
+        future = self._publish(event).future
+        await future
+        return self._listeners.follow(future)
 
     async def flush(self, timeout: float | None = None) -> bool:
         """Waits until every event that was on its way before the call is in the queue, or refused.
