@@ -187,7 +187,7 @@ def test_a_drain_that_is_given_up_before_it_begins(rokt_sandbox: Sandbox) -> Non
     threaded.track(event())
     running = threaded._running
     assert running is not None
-    running._loop.call_soon_threadsafe(lambda: (running._stop(60), running._give_up()))
+    running._loop.call_soon_threadsafe(running._give_up)
     report = threaded.close()
     assert report.failed + report.unconfirmed == 1
 

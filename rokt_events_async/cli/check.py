@@ -19,7 +19,7 @@ from yarl import URL
 
 from rokt_events_async import Credentials, InvalidSettingError, __version__
 from rokt_events_async.cli._help import Command
-from rokt_events_async.settings import choose_endpoint
+from rokt_events_async.settings import choose_endpoint, is_disabled
 
 _SKEW: Final = 60.0
 """Seconds by which a clock may differ before that is said."""
@@ -93,6 +93,8 @@ async def _steps(endpoint: str | None, timeout: float) -> AsyncIterator[Step]:
         yield Step("endpoint", is_good=False, found=str(error), hint="Look at ROKT_ENDPOINT, or --endpoint.")
         return
     yield Step("endpoint", is_good=True, found=str(url))
+    if problem := _look_at_kill_switch():
+        yield Step("kill switch", is_good=False, found=problem)
     credentials = None
     try:
         credentials = Credentials.from_env()
@@ -110,6 +112,13 @@ async def _steps(endpoint: str | None, timeout: float) -> AsyncIterator[Step]:
     if credentials is not None:
         for step in await _post(url, credentials, timeout):
             yield step
+
+
+def _look_at_kill_switch() -> str:
+    try:
+        return "ROKT_DISABLED=1 is set: no event is sent" if is_disabled() else ""
+    except InvalidSettingError as error:
+        return str(error)
 
 
 async def _within(look: Any, name: str, timeout: float) -> Step:

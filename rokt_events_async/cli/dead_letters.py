@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime
@@ -17,15 +18,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress
 from rich.table import Table
 
 from rokt_events_async import RoktEventsError
-from rokt_events_async.cli._help import Group
+from rokt_events_async.cli._help import Group, plain_console
 from rokt_events_async.cli._queues import fail, queue_option, to_queue
 from rokt_events_async.outcomes import DeadLetter
 from rokt_events_async.relay.letters import event_of, why_not_replay
 from rokt_events_async.relay.queue import EventQueue
 
 _PAGE: Final = 200
-_WIDTH: Final = 240
-"""Characters of a line where the output is no terminal."""
+_OUTCOMES: Final = ("rejected", "expired", "failed", "unconfirmed", "unreadable")
 
 
 @click.group("dead-letters", cls=Group, examples=("rokt-events dead-letters list",))
@@ -35,7 +35,7 @@ def dead_letters() -> None:
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     session = click.option("--session", "session_id", help="Only events of this session.")
-    outcome = click.option("--outcome", help="Only letters with this outcome, such as failed.")
+    outcome = click.option("--outcome", type=click.Choice(_OUTCOMES), help="Only letters with this outcome.")
     decorated: Callable[..., Any] = queue_option(session(outcome(command)))
     return decorated
 
@@ -57,6 +57,12 @@ class _Choice:
             return True
         event = event_of(letter)
         return event is not None and event.session_id == self.session_id
+
+    def why_not_replay(self, letter: DeadLetter) -> str | None:
+        """Returns why a letter of this choice is not published again, `None` if it is."""
+        if letter.outcome == "rejected" and not self.ids and self.outcome is None:
+            return "Rokt has rejected it, and would again; its id or --outcome rejected insists"
+        return why_not_replay(letter, now=datetime.now(UTC))
 
 
 @dead_letters.command("list", examples=("rokt-events dead-letters list --outcome failed",))
@@ -99,9 +105,9 @@ def list_(
             str(letter.status or "-"),
             str(event.event_type) if event else "-",
             event.session_id if event else "-",
-            letter.reason,
+            ", ".join([error.code or error.message for error in letter.errors]) or letter.reason,
         )
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDTH)
+    console = plain_console()
     console.print(table if letters else "no dead letters")
     if len(letters) == limit:
         console.print(f"the first {limit}; --limit shows more")
@@ -142,41 +148,55 @@ def replay(
     Those with the given ids, of a session, of an outcome, or --all.
 
     Each is published and removed in one step: to call it twice publishes it once, and Ctrl-C leaves nothing
-    half done. Expired and unreadable ones are refused. Unconfirmed ones may count twice. The exit status is
-    1 if some were refused.
+    half done. Expired and unreadable ones are refused, and rejected ones unless they are named by their id or
+    by --outcome rejected: Rokt would reject them again. Unconfirmed ones may count twice. The exit status is
+    1 if some were refused, or an id is unknown.
     """
     choice = _choose(letter_ids, session_id, outcome, everything=everything)
-    replayed, refused = _run(queue, lambda source: _replay(source, choice))
-    _say(f"{replayed} published again")
-    for reason, count in refused.items():
-        _say(f"{count} refused: {reason}")
-    return 1 if refused else 0
+    done = _run(queue, lambda source: _replay(source, choice))
+    _say(f"{done.replayed:,} published again")
+    for reason, count in done.refused.items():
+        _say(f"{count:,} refused: {reason}")
+    for letter_id in sorted(set(letter_ids) - done.found):
+        _say(f"rokt-events: there is no dead letter {letter_id}")
+    return 1 if done.refused or set(letter_ids) - done.found else 0
 
 
-async def _replay(source: EventQueue, choice: _Choice) -> tuple[int, dict[str, int]]:
-    replayed, refused, unconfirmed = 0, dict[str, int](), 0
+@attrs.define
+class _Done:
+    """What became of a replay: how many, why not, and which of the ids there were."""
+
+    replayed: int = 0
+    refused: Counter[str] = attrs.field(factory=Counter)
+    found: set[str] = attrs.field(factory=set)
+    unconfirmed: int = 0
+
+
+async def _replay(source: EventQueue, choice: _Choice) -> _Done:
+    done = _Done()
     total = (await source.backlog()).dead_letters  # What becomes a dead letter again comes behind these.
     with _progress(total) as advance:
         async with aclosing(_pages(source, choice)) as pages:
             async for page, looked_at in pages:
                 good = []
                 for letter in page:
-                    if why := why_not_replay(letter, now=datetime.now(UTC)):
-                        refused[why] = refused.get(why, 0) + 1
+                    done.found.add(letter.id)
+                    if why := choice.why_not_replay(letter):
+                        done.refused[why] += 1
                     else:
                         good.append(letter)
-                        unconfirmed += letter.outcome == "unconfirmed"
+                        done.unconfirmed += letter.outcome == "unconfirmed"
                 if good:
-                    replayed += await source.replay(good)
+                    done.replayed += await source.replay(good)
                 advance(looked_at)
                 total -= looked_at
                 if total <= 0:
                     break
-    if unconfirmed:
+    if done.unconfirmed:
         _say(
-            f"{unconfirmed} of them are unconfirmed: Rokt may have counted them before, and counts them twice"
+            f"{done.unconfirmed:,} of them unconfirmed: Rokt may have counted them before, and does it twice"
         )
-    return replayed, refused
+    return done
 
 
 @dead_letters.command(examples=("rokt-events dead-letters delete --session ID",))

@@ -78,6 +78,8 @@ def _as_dict(backlog: Backlog, relays: list[RelayPresence]) -> dict[str, Any]:
         ],
         "dead_letters": backlog.dead_letters,
         "dead_letters_dropped": backlog.dead_letters_dropped,
+        "used_bytes": backlog.used_bytes,
+        "max_bytes": backlog.max_bytes,
     }
 
 
@@ -103,8 +105,12 @@ def _show(backlog: Backlog, relays: list[RelayPresence]) -> None:
             )
         console.print(table)
     else:
-        console.print("no relay has ever been here: `rokt-events relay` starts one")
+        console.print("no relay is here: `rokt-events relay` starts one")
     dropped = (
         f" ({backlog.dead_letters_dropped:,} older ones dropped)" if backlog.dead_letters_dropped else ""
     )
-    console.print(f"{backlog.dead_letters:,} dead letters{dropped}")
+    console.print(f"{counted(backlog.dead_letters, 'dead letter')}{dropped}")
+    if backlog.used_bytes is not None and backlog.max_bytes is not None:
+        share = backlog.used_bytes / backlog.max_bytes
+        full = ": full, and publications are refused" if share >= 1 else ""
+        console.print(f"{share:.0%} of the server's {backlog.max_bytes / 2**20:,.0f} MiB are in use{full}")

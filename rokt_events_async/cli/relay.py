@@ -51,8 +51,8 @@ def relay(queue: str | None, metrics_port: int | None, metrics_host: str, **sett
     """Delivers the events of a queue to Rokt.
 
     Credentials and endpoint come from ROKT_PUB_ID, ROKT_SECRET, ROKT_TAG_ID and ROKT_ENDPOINT. SIGTERM and
-    Ctrl-C drain, and leave the rest in the queue. The exit status is 1 if the relay had to stop, 2 for a
-    wrong use.
+    Ctrl-C drain, and leave the rest in the queue; a second one ends that at once, and another relay sends
+    again what is in flight then. The exit status is 1 if the relay had to stop, 2 for a wrong use.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     for noisy in ("aiohttp.access", "asyncio"):
@@ -92,6 +92,8 @@ async def _run(made: Relay, host: str, port: int | None) -> RelayStats:
         nonlocal interrupts
         interrupts += 1
         made.stop()
+        if interrupts == 1:
+            print("stopping; a second signal ends it at once", file=sys.stderr)
         if interrupts == 2:  # The grace period ends.
             current.cancel()
 

@@ -87,7 +87,7 @@ class Heart:
         """
         loop = asyncio.get_running_loop()
         patience = max(self._timeout, _PREDECESSOR) + 2
-        until = loop.time() + patience
+        until, is_told = loop.time() + patience, False
         while not self.has_id:
             try:
                 self.has_id = await self._beat()
@@ -99,6 +99,11 @@ class Heart:
                     f"another living relay has the id {self._relay_id!r}: each needs its own"
                 )
             if not self.has_id:
+                if not is_told:
+                    is_told = True
+                    text = "the relay %s waits: its id is another relay's, which is alive, or has ended less "
+                    text += "than its heartbeat_timeout ago"
+                    log(logging.WARNING, text, self._relay_id)
                 await asyncio.sleep(self._every)
         self._link.note_success()
 
@@ -139,7 +144,7 @@ class Heart:
         self.gone = tuple(sorted(ghosts | set(roster.gone)))
         share = share_of(self._relay_id, roster.alive, self._queue.partitions)
         if share != self.share:
-            text = "the relay %s reads %d of %d partitions: %d relays are alive"
+            text = "the relay %s reads %d of %d partitions; relays alive: %d"
             log(logging.INFO, text, self._relay_id, len(share), self._queue.partitions, len(roster.alive))
             self.share = share
         return True

@@ -21,6 +21,9 @@ from rokt_events_async.outcomes import LastError
 
 T = TypeVar("T")
 
+_LOG_AGAIN: Final = 10.0
+"""Seconds after which the log tells again of entries that are gone."""
+
 RETRY_AFTER: Final = (0.05, 1.0)
 """The first and the longest wait before the queue is tried again, in seconds."""
 
@@ -74,6 +77,8 @@ class Link:
         self.failing_since: datetime | None = None
         self.last_error: LastError | None = None
         self.no_taking_until = -math.inf
+        self._gone = 0
+        self._quiet_until = -math.inf
         self.has_lost_entries = True
         """True if entries may be pending for this relay that it does not hold."""
 
@@ -86,6 +91,19 @@ class Link:
         if self.failing_since is None:
             self.failing_since = self._clock()
             log(logging.ERROR, "the relay %s cannot reach its queue: %s", self._relay_id, error)
+
+    def note_gone(self, count: int, *, now: float) -> None:
+        """Notes entries that were gone from the queue when they were to be sent or acknowledged."""
+        self._counts.acknowledged_elsewhere += count
+        self._gone += count
+        if self._gone and now >= self._quiet_until:
+            self._quiet_until = now + _LOG_AGAIN
+            text = (
+                "the relay %s held %d entries that are gone from the queue: another relay has settled them, "
+            )
+            text += "or the queue has lost its data"
+            log(logging.WARNING, text, self._relay_id, self._gone)
+            self._gone = 0
 
     def note_success(self) -> None:
         """Notes that the queue was reached."""

@@ -100,12 +100,12 @@ class Sender:
         await self._heart.wait_until_known()
         entries = [held.entry for batch in batches for held in batch]
         pending = await self._link.insist(functools.partial(self._queue.mark, self._relay_id, entries))
+        self._link.note_gone(len(entries) - len(pending), now=asyncio.get_running_loop().time())
         for batch in batches:
             for held in batch:
                 if held.entry in pending:
                     self._track(held)
                 else:  # Another relay has it, or has had it.
-                    self._counts.acknowledged_elsewhere += 1
                     self._publications.forget(held.publish_id)
                     self._settler.finish([held])
 

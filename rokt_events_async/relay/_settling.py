@@ -106,6 +106,6 @@ class Settler:
                 self._hooks.dead_letter(letter)
 
     def _leave(self, page: list[tuple[Entry, Held | None]], count: int) -> None:
-        self._counts.acknowledged_elsewhere += len(page) - count
+        self._link.note_gone(len(page) - count, now=asyncio.get_running_loop().time())
         self.finish([held for _, held in page if held is not None])
         self._leaving.difference_update([(entry.partition, entry.id) for entry, held in page if held is None])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, get_args
 
-from rokt_events_async.outcomes import RelayHealth
+from rokt_events_async.outcomes import Outcome, RelayHealth
 
 _COUNTERS: Final = {
     "read": "Entries read from the queue, those of other relays included.",
@@ -47,9 +47,24 @@ def _lines(health: RelayHealth) -> Iterator[str]:
     yield _metric("rokt_relay_ready", "gauge", "1 if the queue can be reached.", int(health.is_ready))
     emitter = health.emitter
     yield _metric("rokt_client_pending", "gauge", "Events in the emitter's hands.", emitter.pending)
-    is_bad = int(emitter.state in ("outage", "credentials_refused"))
-    yield _metric("rokt_client_outage", "gauge", "1 while Rokt cannot be reached or refuses.", is_bad)
+    age = round(emitter.oldest_pending_age, 3)
+    yield _metric("rokt_client_oldest_pending_age_seconds", "gauge", "Age of the oldest of them.", age)
+    for state, text in _STATES.items():
+        yield _metric(f"rokt_client_{state}", "gauge", text, int(emitter.state == state))
+    outcomes = [(f'outcome="{name}"', getattr(emitter.stats, name)) for name in get_args(Outcome)]
+    yield _metric("rokt_client_outcomes_total", "counter", "Outcomes of events.", *outcomes)
 
 
-def _metric(name: str, kind: str, text: str, value: float) -> str:
-    return f"# HELP {name} {text}\n# TYPE {name} {kind}\n{name} {value}\n"
+_STATES: Final = {
+    "outage": "1 while Rokt cannot be reached.",
+    "credentials_refused": "1 while Rokt refuses the credentials.",
+}
+
+
+def _metric(name: str, kind: str, text: str, *values: float | tuple[str, float]) -> str:
+    """Returns a metric with its value, or with one for each of its labels."""
+    lines = [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+    for value in values:
+        labels, number = (f"{{{value[0]}}}", value[1]) if isinstance(value, tuple) else ("", value)
+        lines.append(f"{name}{labels} {number}")
+    return "\n".join(lines) + "\n"

@@ -85,6 +85,9 @@ class _Publication:
 class _Nowhere:
     """In place of a queue while the kill switch is on. The queue itself is never opened."""
 
+    def __repr__(self) -> str:
+        return "no queue"
+
     def __init__(self, partitions: int) -> None:
         self.partitions = partitions
 

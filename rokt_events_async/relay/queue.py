@@ -54,6 +54,9 @@ class Backlog:
         published: How many entries were ever published.
         dead_letters: Dead letters that are kept.
         dead_letters_dropped: Dead letters that were dropped, because they were too old or too many.
+        used_bytes: The server's memory that is in use, in bytes; `None` if it does not tell.
+        max_bytes: The bound on it, at which publications are refused; `None` if it has none, or does not
+            tell.
     """
 
     waiting: tuple[int, ...] = ()
@@ -63,6 +66,8 @@ class Backlog:
     published: int = 0
     dead_letters: int = 0
     dead_letters_dropped: int = 0
+    used_bytes: int | None = None
+    max_bytes: int | None = None
 
 
 @attrs.frozen(kw_only=True)

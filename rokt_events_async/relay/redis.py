@@ -177,6 +177,9 @@ class _Login(CredentialProvider):
     def get_credentials(self) -> Any:
         return self._get()
 
+    async def get_credentials_async(self) -> Any:
+        return self._get()
+
     def __repr__(self) -> str:
         return "<hidden>"
 
@@ -259,7 +262,7 @@ class RedisQueue:
                 finally:
                     await self._pool.release(connection)
         except TimeoutError:
-            text = f"{self._where} did not answer within {timeout:g} s"
+            text = f"{self._where} did not answer within {timeout:.3g} s"
             raise QueueUnavailableError(text, was_asked=was_asked) from None
         except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
             raise QueueRefusedError(f"{self._where} refuses the connection: {_text(error)}") from None
@@ -268,6 +271,8 @@ class RedisQueue:
                 raise
             text = f"{self._where} cannot be reached: connection closed"
             raise QueueUnavailableError(text, was_asked=was_asked) from None
+        except ResponseError as error:  # To what a new connection begins with: a database that is not there.
+            raise self._translate(error) from None
         except (RedisError, OSError) as error:
             text = f"{self._where} cannot be reached: {_text(error)}"
             raise QueueUnavailableError(text, was_asked=was_asked) from None
@@ -360,14 +365,24 @@ class RedisQueue:
                 raise
             return [f"whether all agree on the number of partitions is not known: {error}"]
         for (name, value), theirs in zip(ours.items(), found, strict=True):
-            if theirs.decode() != value:
-                raise QueueRefusedError(
-                    f"{self._where} was set up with {name} {theirs.decode()}, and this is {name} {value}"
-                )
+            self._compare(name, theirs, value)
         return []
 
+    def _compare(self, name: str, theirs: bytes | None, ours: str) -> None:
+        if theirs is not None and theirs.decode() != ours:
+            raise QueueRefusedError(
+                f"{self._where} was set up with {name} {theirs.decode()}, and this is {name} {ours}: events "
+                "would wait where no relay reads. All publishers and relays need the same"
+            )
+
     async def _make_groups(self) -> None:
-        """Makes the groups that are missing; making one that is there fails while memory is full."""
+        """Makes the groups that are missing; making one that is there fails while memory is full.
+
+        A group that is missing may mean that the server has lost its data, and with it what all agreed on.
+
+        Raises:
+            QueueRefusedError: Others have set the queue up otherwise meanwhile.
+        """
         replies = await self._exchange(
             [("XINFO", "GROUPS", name) for name in self._streams], timeout=self._timeout
         )
@@ -380,6 +395,8 @@ class RedisQueue:
         for reply in await self._exchange(commands, timeout=self._timeout) if commands else ():
             if isinstance(reply, Exception) and not _text(reply).startswith("BUSYGROUP"):
                 raise self._translate(reply) from None
+        if missing:
+            await self._agree()
 
     # Publishing.
 
@@ -530,12 +547,16 @@ class RedisQueue:
         commands += self._pending_commands()
         commands += [("XRANGE", name, "-", "+", "COUNT", 1) for name in self._streams]
         commands += [("XINFO", "STREAM", name) for name in self._streams]
-        commands += [("XLEN", self._dead), ("HGET", self._meta, "dead_dropped")]
-        replies = await self._exchange(commands, timeout=self._timeout)
+        commands += [("XLEN", self._dead), ("HMGET", self._meta, "dead_dropped", "partitions")]
+        commands += [("INFO", "memory")]
+        *replies, memory = await self._exchange(commands, timeout=self._timeout)
+        used, limit = _read_memory(memory)
         for reply in replies:
             # A stream that no relay has set up yet is missing, or has no group.
             if isinstance(reply, Exception) and not _text(reply).startswith(("NOGROUP", "no such key")):
                 raise self._translate(reply) from None
+        dropped, partitions = replies[-1]
+        self._compare("partitions", partitions, str(self.partitions))
         size = self.partitions
         lengths, summaries, firsts, infos = [replies[at * size : (at + 1) * size] for at in range(4)]
         pending = [0 if isinstance(summary, Exception) else summary[0] for summary in summaries]
@@ -549,7 +570,9 @@ class RedisQueue:
             oldest=datetime.fromtimestamp(min(oldest) / 1000, UTC) if oldest else None,
             published=sum(_entries_added(info) for info in infos if not isinstance(info, Exception)),
             dead_letters=replies[-2],
-            dead_letters_dropped=int(replies[-1] or 0),
+            dead_letters_dropped=int(dropped or 0),
+            used_bytes=used,
+            max_bytes=limit,
         )
 
     # Dead letters.
@@ -708,6 +731,15 @@ def _parse(url: object) -> dict[str, Any]:
     if password is not None:
         options["credential_provider"] = _Login(username, password)
     return options
+
+
+def _read_memory(reply: Any) -> tuple[int | None, int | None]:
+    """Returns the bytes in use and the bound on them; `None` where the server does not tell, or has none."""
+    if isinstance(reply, Exception):  # Managed services may not permit it.
+        return None, None
+    info = dict(line.split(":", 1) for line in reply.decode().splitlines() if ":" in line)
+    used, limit = (int(info.get(name, 0)) for name in ("used_memory", "maxmemory"))
+    return used or None, limit or None
 
 
 def _describe(options: Mapping[str, Any]) -> str:

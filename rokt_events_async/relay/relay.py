@@ -215,6 +215,11 @@ class Relay:
         emitter = None
         try:
             emitter = self._make_one()
+            if emitter.is_disabled:
+                raise InvalidSettingError(
+                    "a relay must not run with ROKT_DISABLED=1, which would drop what is in the queue: "
+                    "stop the relay instead"
+                )
             await emitter.start()
             self._check_emitter(emitter)
             is_open = await self._try_to_open()
@@ -269,10 +274,6 @@ class Relay:
         )
 
     def _check_emitter(self, emitter: Emitter) -> None:
-        if emitter.is_disabled:
-            raise InvalidSettingError(
-                "a relay must not run with ROKT_DISABLED=1, which would drop what is in the queue: stop it"
-            )
         if emitter.stats.journal is not None:
             raise InvalidSettingError(
                 "a relay's emitter must have no journal (journal=False: none, whatever ROKT_JOURNAL says): "
@@ -361,6 +362,8 @@ class Relay:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         self._set_state("closing")
+        text = "the relay %s stops: what it holds is sent for at most %.3g s, and the rest stays in the queue"
+        log(logging.INFO, text, self.relay_id, seconds)
         self._signals.stopping.set()
         try:
             if self._reading is not None:

@@ -30,6 +30,18 @@ def check(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dic
     return int(caught.value.code or 0), {step["name"]: step for step in steps}
 
 
+def test_the_kill_switch(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, rokt_sandbox: Sandbox
+) -> None:
+    """It is what one looks for last, if nothing arrives."""
+    assert "kill switch" not in check(capsys)[1]
+    for value, found in (("1", "no event is sent"), ("maybe", "must be 1")):
+        monkeypatch.setenv("ROKT_DISABLED", value)
+        status, steps = check(capsys)
+        assert status == 1
+        assert found in steps["kill switch"]["found"]
+
+
 class RawServer:
     """Answers every connection with the same bytes, or never."""
 

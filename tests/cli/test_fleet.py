@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from rokt_events_async import cli
+from rokt_events_async import ApiError, cli
 from rokt_events_async._protocol.encoding import encode
 from rokt_events_async.cli import fleet
 from rokt_events_async.outcomes import DeadLetter
@@ -93,6 +93,7 @@ def bury(url: str, *letters: tuple[Any, str]) -> None:
                     attempts=3,
                     relay_id="r",
                     at=datetime.now(UTC),
+                    errors=(ApiError("InvalidEventType", "x"),) if outcome == "rejected" else (),
                 ),
             )
             for entry, (_, outcome) in zip(read, letters, strict=True)
@@ -178,7 +179,10 @@ def test_a_relay_delivers_until_it_is_told_to_stop(
     relay.process.send_signal(signal.SIGTERM)
     told = relay.end()
     assert relay.process.returncode == 0
+    assert "stopping; a second signal ends it at once" in told
+    assert "what it holds is sent for at most 20 s, and the rest stays in the queue" in told
     assert "stopped: 2 events delivered, 0 dead letters, 0 of those in memory left" in told
+    assert "WARNING" not in told
 
 
 def test_ready_is_the_queue(
@@ -289,7 +293,7 @@ def test_the_status_of_a_queue(
 ) -> None:
     """Empty; with work and no relay, which is exit status 1; with relays alive and ended."""
     assert run("queue", "status") == 0
-    assert "no relay has ever been here" in capsys.readouterr().out
+    assert "no relay is here" in capsys.readouterr().out
     bury(url, (event(), "failed"))
     publish(url, event(), event())
     assert run("queue", "status") == 1
@@ -297,7 +301,7 @@ def test_the_status_of_a_queue(
     assert re.search(
         r"\d events? waiting, relays hold \d, the oldest published \d+ s ago; 3 published so far", printed
     )
-    assert "1 dead letters" in printed
+    assert "1 dead letter\n" in printed
     on_queue(url, lambda queue: queue.beat("ended", "n", {}, timeout=0.01))
     relay = start_relay("--relay-id", "living", "--flush-interval", "0")
     wait_for(lambda: len(rokt_sandbox.events) == 2)
@@ -309,6 +313,28 @@ def test_the_status_of_a_queue(
     assert found["oldest_age"] is None or found["oldest_age"] >= 0
     assert run("queue", "status") == 0
     assert re.search(r"living +│ alive +│", capsys.readouterr().out)
+
+
+def test_the_status_of_a_full_queue(
+    own_server: Callable[..., QueueServer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """How much of the server's memory is in use."""
+    server = own_server(maxmemory="1mb", maxmemory_policy="noeviction")
+    found = status_of(server.url, capsys)
+    assert found["max_bytes"] == 2**20
+    assert found["used_bytes"] > 0
+    assert run("queue", "status", "--queue", server.url) == 0
+    assert re.search(r"\d+% of the server's 1 MiB are in use", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", [["queue", "status"], ["dead-letters", "replay", "--all"]])
+def test_another_number_of_partitions(
+    url: str, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    """It is refused, and not looked at in part."""
+    publish(url, event())
+    assert run(*command, "--queue", f"{url}?partitions=32") == 1
+    assert "was set up with partitions 16, and this is partitions 32" in capsys.readouterr().err
 
 
 def status_of(url: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -348,6 +374,8 @@ def test_listing_and_showing_dead_letters(url: str, capsys: pytest.CaptureFixtur
     assert shown == first
     assert shown["event"]["sessionId"] == "a"
     assert (shown["status"], shown["attempts"], shown["relay_id"]) == (500, 3, "r")
+    with_codes = re.search(r"rejected .* InvalidEventType", printed)
+    assert with_codes, "Rokt's codes say more than the status"
     assert run("dead-letters", "show", "1-1") == 1
     assert "there is no dead letter 1-1" in capsys.readouterr().err
 
@@ -367,11 +395,24 @@ def test_replaying_dead_letters(
         assert capsys.readouterr().err == "0 published again\n"
     assert run("dead-letters", "replay", "--all") == 1
     printed = capsys.readouterr().err
-    assert "1 of them are unconfirmed: Rokt may have counted them before" in printed
+    assert "1 of them unconfirmed: Rokt may have counted them before" in printed
     assert "1 published again" in printed
     assert "1 refused: its event is older than 3 days" in printed
     assert "1 refused: it cannot be read as an event" in printed
     assert sum(on_queue(url, lambda queue: queue.backlog()).waiting) == 2
+
+
+def test_what_is_replayed_only_if_it_is_named(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rejected events, which would be rejected again; an id that is unknown is told of."""
+    bury(url, (event("a"), "rejected"), (event("b"), "rejected"), (event("c"), "failed"))
+    (first, *_) = listed(capsys)
+    assert run("dead-letters", "replay", "--all") == 1
+    assert "2 refused: Rokt has rejected it, and would again; its id or" in capsys.readouterr().err
+    assert run("dead-letters", "replay", first["id"], "nonsense") == 1
+    assert capsys.readouterr().err == "1 published again\nrokt-events: there is no dead letter nonsense\n"
+    assert run("dead-letters", "replay", "--outcome", "rejected") == 0
+    assert run("dead-letters", "list", "--outcome", "rejectd") == 2
+    assert "'rejectd' is not one of 'rejected'" in capsys.readouterr().err
 
 
 def test_replaying_shows_progress_on_a_terminal(

@@ -323,7 +323,9 @@ def test_metrics_in_prometheus_format() -> None:
     assert "rokt_client_outage 1" in lines
     names = Counter(line.split()[2] for line in lines if line.startswith("# TYPE"))
     assert set(names.values()) == {1}
-    assert len(lines) == 3 * len(names)
+    assert len(lines) == 3 * len(names) + 4
+    assert 'rokt_client_outcomes_total{outcome="failed"} 0' in lines
+    assert "rokt_client_credentials_refused 0" in lines
 
 
 def test_ready_means_the_queue_alone() -> None:

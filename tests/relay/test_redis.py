@@ -343,6 +343,51 @@ def _long_ago() -> Any:
     return datetime(2020, 1, 1, tzinfo=UTC)
 
 
+async def test_a_server_that_has_lost_its_data_is_set_up_again(
+    own_server: StartServer, sandbox: Sandbox
+) -> None:
+    """With the number of partitions too: a process with another is refused, and nothing waits unread."""
+    server = own_server()
+    async with Relay(
+        RedisQueue(server.url),
+        lambda **s: Emitter(sandbox.credentials, endpoint=sandbox.url, **s),
+        flush_interval=0,
+        heartbeat_timeout=1,
+    ) as relay:
+        server.run("FLUSHALL")
+        async with asyncio.timeout(15):
+            while b"partitions" not in server.run("HGETALL", "{rokt}:meta"):
+                await asyncio.sleep(0.05)
+        with pytest.raises(QueueRefusedError, match="set up with partitions 16, and this is partitions 32"):
+            await Publisher(RedisQueue(f"{server.url}?partitions=32")).start()
+        async with Publisher(RedisQueue(server.url)) as publisher:
+            await publisher.track(event())
+        async with asyncio.timeout(15):
+            while not relay.stats.delivered:
+                await asyncio.sleep(0.05)
+
+
+async def test_a_relay_that_finds_another_number_of_partitions_stops(
+    own_server: StartServer, sandbox: Sandbox
+) -> None:
+    """If another process was the first to set up a server that had lost its data."""
+    server = own_server()
+    relay = Relay(RedisQueue(server.url), lambda **s: Emitter(sandbox.credentials, endpoint=sandbox.url, **s))
+    running = asyncio.create_task(relay.run())
+    async with asyncio.timeout(15):
+        while not relay.health.is_ready:
+            await asyncio.sleep(0.05)
+        server.run("HSET", "{rokt}:meta", "partitions", "32")
+        with pytest.raises(QueueRefusedError, match="set up with partitions 32, and this is partitions 16"):
+            await running
+
+
+async def test_a_database_that_is_not_there(own_server: StartServer) -> None:
+    """That is a wrong setting, and no outage."""
+    with pytest.raises(QueueRefusedError, match="refuses: DB index is out of range"):
+        await Publisher(RedisQueue(f"{own_server().url}/99")).start()
+
+
 # Permissions and TLS.
 
 
@@ -373,7 +418,7 @@ RELAY_RULES = ("resetkeys", "~{rokt}:*", "-@all", *(f"+{one}" for one in RELAY_C
 
 @pytest.mark.parametrize("engine", ENGINES)
 async def test_users_with_the_permissions_of_the_readme(
-    own_server: StartServer, sandbox: Sandbox, engine: str
+    own_server: StartServer, sandbox: Sandbox, engine: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A publisher that can only add, and a relay, do their work without a warning, dead letters included."""
     server = own_server(engine)
@@ -399,6 +444,7 @@ async def test_users_with_the_permissions_of_the_readme(
                 assert len(await queue.relays()) == 1
                 assert await queue.replay(await queue.dead_letters()) == 1
         assert relay.health.last_error is None
+    assert "backward compatibility" not in caplog.text, "the client warns of a provider of its own making"
     async with queue_to(publisher_url) as queue:
         with pytest.raises(QueueRefusedError, match="does not permit"):
             await queue.dead_letters()

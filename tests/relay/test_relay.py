@@ -247,11 +247,27 @@ async def test_relays_share_the_partitions(
         await eventually(lambda: len(first.stats.partitions) == 16)
 
 
-async def test_two_relays_with_one_id(queue: MemoryQueue, make_relay: MakeRelay) -> None:
-    """The second waits for the first to expire, and then says what is wrong."""
+async def test_two_relays_with_one_id(
+    queue: MemoryQueue, make_relay: MakeRelay, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second says that it waits for the first to expire, and then what is wrong."""
     async with make_relay(relay_id="one"):
         with pytest.raises(RelayStoppedError, match="another living relay has the id 'one'"):
             await make_relay(relay_id="one").run()
+    assert caplog.text.count("the relay one waits: its id is another relay's") == 1
+
+
+async def test_what_is_gone_is_told_of(
+    queue: MemoryQueue, sandbox: Sandbox, make_relay: MakeRelay, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The queue may have lost its data: what the relay holds is not sent, and must not vanish in silence."""
+    await publish(queue, *[event(f"s{number}") for number in range(7)])
+    async with make_relay(flush_interval=30) as relay:
+        await eventually(lambda: relay.stats.held == 7)
+        await queue.acknowledge([held.entry for held in relay._window._known.values()])
+        await eventually(lambda: relay.stats.acknowledged_elsewhere == 7)
+    assert caplog.text.count("held 7 entries that are gone from the queue") == 1
+    assert sandbox.events == []
 
 
 async def test_a_relay_that_is_started_again_with_its_id(
