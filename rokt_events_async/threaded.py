@@ -60,6 +60,8 @@ def viewed(session_id, guid):
 A test replaces the module's `rokt` by one that keeps what it is told to track, without sockets:
 
 ```python
+from shop import app
+
 from rokt_events_async import ThreadedEmitter
 from rokt_events_async.testing import RecordingTracker
 
@@ -411,10 +413,10 @@ def _closed_error() -> EmitterClosedError:
 
 
 _all: Final[weakref.WeakSet[ThreadedEmitter]] = weakref.WeakSet()
-"""All there are: a child has to make their locks anew."""
+"""All there are: a child has to make new locks for them."""
 
 _open: Final[dict[ThreadedEmitter, None]] = {}
-"""Those that are to be closed when the interpreter ends, whether or not the program still knows them."""
+"""Those that the interpreter's end has to close, whether or not the program still knows them."""
 
 _left_behind: Final[list[_Running]] = []
 """What a child has from its parent. It is kept: to collect it would close what is the parent's."""

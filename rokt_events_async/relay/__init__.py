@@ -20,7 +20,10 @@ always`, 387,000 events: 0 lost (`python -m tests.fleet_kills --relays 60 --serv
 - If the queue is away, `track()` raises within `publish_timeout` (5 s): `QueueUnavailableError` means that
   the event is not in it, `PublishUnconfirmedError` that it may be, `QueueFullError` that there is no room.
   All are `NotAcceptedError`. What was sent and not answered is sent again with the same publish id, by
-  which a relay recognises it.
+  which a relay recognises it. A handler catches `NotAcceptedError`, and goes on; keeping the event is up to it.
+  `Publisher(queue, publish_timeout=1)` waits less.
+- A queue that is away at the start is waited for; one that refuses (password, permissions, another number of
+  partitions) fails the start.
 
 **Relays.** `rokt-events relay` takes the queue from `ROKT_QUEUE_URL` and the credentials from
 `ROKT_PUB_ID`, `ROKT_SECRET` and `ROKT_TAG_ID`. Two are enough for most shops: one delivers 20,000 events
@@ -37,7 +40,8 @@ Ready means that the queue can be reached, never that Rokt can. SIGTERM stops re
 `--close-timeout`, and leaves the rest to the others. The exit status is 1 if the relay had to stop (Rokt
 refuses the credentials, or the queue refuses the relay), 2 for a wrong use. What cannot be delivered
 (refused by Rokt, older than three days, unconfirmed after 100 attempts, unreadable) becomes a dead letter,
-with the reason; the oldest are dropped after 30 days, or beyond 100,000.
+with the reason; the oldest are dropped after 30 days, or beyond 100,000. A second SIGTERM or Ctrl-C ends the
+drain at once: another relay then sends again what was in flight.
 
 **The server** must be set to `maxmemory-policy noeviction` (any other drops events silently, and is
 refused) and `appendonly yes` (without it there is a warning, or a refusal with `require_durable=True`);
@@ -51,7 +55,11 @@ ACL SETUSER relay on >password resetkeys ~{rokt}:* -@all +select +xadd +xreadgro
 ```
 
 Two queues on one server, or another number of partitions (16), which all publishers and relays of a queue
-must agree on: `redis://host?namespace=shop&partitions=32`. TLS: `rediss://…`, with a private authority
+must agree on: `redis://host?namespace=shop&partitions=32`. To change the number: stop the publishers, wait
+until `rokt-events queue status` says that nothing waits, stop the relays, `DEL {rokt}:meta` at the server's
+prompt, and start all with the new one. A process with another number is refused. If the server loses its
+data, relays set it up again; what it had not handed out is lost with it, and what relays held and had not
+sent too, which they log. TLS: `rediss://…`, with a private authority
 `rediss://host:6380?ssl_ca_certs=/etc/ssl/queue.pem`. The password is in no log, error or repr. A cluster
 and Sentinel are not promised yet.
 

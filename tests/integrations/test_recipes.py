@@ -66,6 +66,12 @@ SERVERS: dict[str, tuple[str, list[str]]] = {
 }
 
 
+def test_a_test_of_a_flask_application(pytester: pytest.Pytester) -> None:
+    """It needs no sandbox, no credentials and no socket."""
+    pytester.makepyfile(shop=FLASK, test_shop=block_with("def test_a_view_is_reported(monkeypatch)"))
+    pytester.runpytest_subprocess("-W", "error", "-p", "no:asyncio").assert_outcomes(passed=1)
+
+
 @pytest.mark.parametrize("name", SERVERS)
 def test_nothing_that_a_handler_accepted_is_missing(
     name: str, serve: Callable[[str, list[str]], Server], rokt_sandbox: Sandbox

@@ -27,6 +27,7 @@ from rokt_events_async import (
     InvalidEventError,
     InvalidSettingError,
     Tracker,
+    tracker_from_env,
 )
 from rokt_events_async.integrations.aiohttp import EMITTER, emitter_context
 from rokt_events_async.integrations.aiohttp import get_emitter as aiohttp_get_emitter
@@ -37,9 +38,11 @@ from rokt_events_async.integrations.fastapi import (
     RoktTracker,
     emitter_lifespan,
     get_emitter,
+    get_tracker,
     tracker_named,
 )
 from rokt_events_async.sandbox import Sandbox
+from rokt_events_async.testing import RecordingTracker
 from tests.samples import event
 from tests.test_readme import block_with
 
@@ -262,6 +265,20 @@ def test_what_the_readme_says_of_errors_and_overrides(rokt_sandbox: Sandbox) -> 
     app.dependency_overrides[get_emitter] = lambda: tracked
     assert TestClient(app).get("/", params={"session_id": "s"}).status_code == 200  # No lifespan runs.
     tracked.track.assert_awaited_once()
+
+
+def test_a_recording_tracker_in_place_of_the_tracker() -> None:
+    """Without sockets, as the README says."""
+    app = FastAPI(lifespan=emitter_lifespan(tracker_from_env))
+
+    @app.get("/")
+    async def handler(tracker: RoktTracker) -> None:
+        await tracker.track(event())
+
+    tracker = RecordingTracker()
+    app.dependency_overrides[get_tracker] = lambda: tracker
+    assert TestClient(app).get("/").status_code == 200
+    assert len(tracker.events) == 1
 
 
 # aiohttp.
