@@ -10,8 +10,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
-from rokt_events_async._fields import problem
-from rokt_events_async.errors import EmitterClosedError, InvalidEventError, RoktEventsError
+from rokt_events_async.errors import EmitterClosedError, EventProblem, InvalidEventError, RoktEventsError
 from rokt_events_async.events import PartnerEvent, time_problems
 from rokt_events_async.outcomes import (
     Delivery,
@@ -144,7 +143,9 @@ class RecordingTracker:
         if self._is_closed:
             raise EmitterClosedError("the tracker is closed")
         if not isinstance(event, PartnerEvent):
-            raise InvalidEventError((problem("event", event, "must be a PartnerEvent"),))
+            shown = type(event).__name__
+            message = f"event must be a PartnerEvent, got a {shown}"
+            raise InvalidEventError((EventProblem(None, message, "event", shown, "must be a PartnerEvent"),))
         now = datetime.now(UTC)
         stamped = event.stamped(now)
         if problems := time_problems(stamped.event_time or now, now=now):

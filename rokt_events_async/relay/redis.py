@@ -10,53 +10,36 @@ Keys, all in one hash slot:
 | `{rokt}:relays` | the ids of all relays, a set |
 | `{rokt}:meta` | the format, the number of partitions, dead letters dropped; a hash |
 
-A mark is the delivery counter of a pending entry: 1 after the read, 2 once its event may be sent. Scripts
-that relieve the server may run while its memory is full; those that add to it may not. No command is newer
-than Redis 7.0.
+A mark is the delivery counter of a pending entry: 1 after the read, 2 once its event may be sent.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
-try:
-    import hiredis
-    from redis.asyncio import connection as redis_connection
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
-    from redis.credentials import CredentialProvider
-except ModuleNotFoundError as _missing:  # pragma: no cover -- a test runs it in a process without the extra
-    raise ModuleNotFoundError(
-        f"RedisQueue needs {str(_missing.name).partition('.')[0]}: pip install 'rokt_events_async[redis]'",
-        name=_missing.name,
-    ) from None
-from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
-    ClusterDownError,
-    MasterDownError,
-    NoPermissionError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-    TryAgainError,
-)
-
 from rokt_events_async.errors import (
     ApiError,
     InvalidSettingError,
     QueueFullError,
     QueueRefusedError,
-    QueueUnavailableError,
 )
 from rokt_events_async.outcomes import DeadLetter
+from rokt_events_async.relay._scripts import (
+    ACKNOWLEDGE,
+    BEAT,
+    BURY,
+    CREATE,
+    FORGET,
+    LEAVE,
+    MARK,
+    REPLAY,
+    TAKE,
+)
+from rokt_events_async.relay._server import NOT_PERMITTED, Server, parse_url, text_of
 from rokt_events_async.relay.entries import FORMAT, Entry, NewEntry
 from rokt_events_async.relay.letters import fields_to_replay
 from rokt_events_async.relay.queue import Backlog, Findings, RelayPresence, Roster, Taken
@@ -74,114 +57,8 @@ _PAGE: Final = 1000
 _MIN_IDLE: Final = 1000
 """Milliseconds that an entry must have been idle to be taken: of two relays that take it, one gets it."""
 
-_ACKNOWLEDGE: Final = """#!lua flags=allow-oom
-local count = redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 2))
-redis.call('XDEL', KEYS[1], unpack(ARGV, 2))
-return count"""
-_MARK: Final = """#!lua flags=allow-oom
-local claim = {'XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0}
-for i = 4, #ARGV do
-  local found = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2])
-  if #found > 0 then table.insert(claim, ARGV[i]) end
-end
-if #claim == 5 then return {} end
-for _, part in ipairs({'RETRYCOUNT', ARGV[3], 'JUSTID'}) do table.insert(claim, part) end
-return redis.call(unpack(claim))"""
-_TAKE: Final = """#!lua flags=allow-oom
-if ARGV[2] ~= ARGV[3] and redis.call('EXISTS', KEYS[2]) == 1 then return {} end
-local taken = {}
-for i = 5, #ARGV do
-  local found = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[3])
-  if #found > 0 and found[1][3] >= tonumber(ARGV[4]) then
-    local state = found[1][4] > 1 and 2 or 1
-    local items = redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'RETRYCOUNT', state)
-    if #items > 0 and items[1] and items[1][2] then
-      table.insert(taken, {state, items[1][1], items[1][2]})
-    end
-  end
-end
-return taken"""
-_BURY: Final = """#!lua flags=allow-oom
-if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1) == 0 then return 0 end
-redis.call('XADD', KEYS[2], '*', 'd', ARGV[3], 'f', ARGV[4])
-redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
-redis.call('XDEL', KEYS[1], ARGV[2])
-return 1"""
-_REPLAY: Final = """#!lua
-if #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) == 0 then return 0 end
-redis.call('XADD', KEYS[2], '*', unpack(ARGV, 2))
-redis.call('XDEL', KEYS[1], ARGV[1])
-return 1"""
-_LEAVE: Final = """#!lua flags=allow-oom
-local found = redis.call('GET', KEYS[1])
-if found and string.sub(found, 1, #ARGV[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
-return 1"""
-_CREATE: Final = """#!lua flags=allow-oom
-return redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')"""
-_BEAT: Final = """#!lua flags=allow-oom
-local key = ARGV[1] .. ARGV[2]
-local found = redis.call('GET', key)
-if found and string.sub(found, 1, #ARGV[3]) ~= ARGV[3] then return false end
-redis.call('SET', key, ARGV[3] .. ARGV[4], 'PX', ARGV[5])
-redis.call('SADD', KEYS[1], ARGV[2])
-local alive, gone = {}, {}
-for _, id in ipairs(redis.call('SMEMBERS', KEYS[1])) do
-  table.insert(redis.call('EXISTS', ARGV[1] .. id) == 1 and alive or gone, id)
-end
-return {alive, gone}"""
-_FORGET: Final = """#!lua flags=allow-oom
-if redis.call('EXISTS', ARGV[1] .. ARGV[2]) == 1 then return 0 end
-for i = 2, #KEYS do
-  local ok, found = pcall(redis.call, 'XPENDING', KEYS[i], ARGV[3], '-', '+', 1, ARGV[2])
-  if ok and #found > 0 then return 0 end
-end
-for i = 2, #KEYS do pcall(redis.call, 'XGROUP', 'DELCONSUMER', KEYS[i], ARGV[3], ARGV[2]) end
-redis.call('SREM', KEYS[1], ARGV[2])
-return 1"""
-_SCHEMES: Final = {
-    "redis": "redis",
-    "rediss": "rediss",
-    "valkey": "redis",
-    "valkeys": "rediss",
-    "unix": "unix",
-}
-_OPTIONS: Final = frozenset(
-    [
-        "db",
-        "host",
-        "port",
-        "path",
-        "connection_class",
-        "ssl_ca_certs",
-        "ssl_ca_path",
-        "ssl_cert_reqs",
-        "ssl_certfile",
-        "ssl_keyfile",
-        "ssl_check_hostname",
-        "namespace",
-        "partitions",
-    ]
-)
 _FLOOR: Final = (7, 0)
-_NOT_PERMITTED: Final = "does not permit it"
 _MAX_REPLAYED_FIELDS: Final = 1000
-
-
-class _Login(CredentialProvider):
-    """The user and password. Kept here, they are in no keyword argument that a printer could find."""
-
-    def __init__(self, username: str | None, password: str) -> None:
-        login = (username, password) if username else (password,)
-        self._get: Callable[[], Any] = lambda: login
-
-    def get_credentials(self) -> Any:
-        return self._get()
-
-    async def get_credentials_async(self) -> Any:
-        return self._get()
-
-    def __repr__(self) -> str:
-        return "<hidden>"
 
 
 class RedisQueue:
@@ -205,7 +82,7 @@ class RedisQueue:
     def __init__(
         self, url: str, *, namespace: str = "rokt", partitions: int = 16, timeout: float = 5.0
     ) -> None:
-        options = _parse(url)
+        options = parse_url(url)
         namespace = options.pop("namespace", namespace)
         if (in_url := options.pop("partitions", None)) is not None:
             partitions = int(in_url) if in_url.isdecimal() else in_url
@@ -215,14 +92,7 @@ class RedisQueue:
             )
         self.partitions: int = check_count("partitions", partitions, at_most=1024)
         self._timeout = check_number("timeout", timeout, at_least=0, above=True)
-        self._where = _describe(options)
-        self._pool = redis_connection.ConnectionPool(
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),  # The publisher and the relay know better when.
-            socket_timeout=None,  # A whole exchange has a time-out.
-            health_check_interval=0,
-            **options,
-        )
+        self._server = Server(options)
         root = f"{{{namespace}}}"
         self._root = root
         self._streams = [f"{root}:events:{number}" for number in range(self.partitions)]
@@ -231,51 +101,9 @@ class RedisQueue:
         self._heartbeat = f"{root}:relay:"
 
     def __repr__(self) -> str:
-        return f"<RedisQueue {self._where}, {self._root}, {self.partitions} partitions>"
+        return f"<RedisQueue {self._server.where}, {self._root}, {self.partitions} partitions>"
 
     # Exchanges.
-
-    async def _exchange(
-        self, commands: Sequence[tuple[Any, ...]], *, timeout: float, sent: Iterable[NewEntry] = ()
-    ) -> list[Any]:
-        """Sends commands at once, and returns the reply of each; an error reply as the exception.
-
-        Args:
-            commands: The commands and their arguments.
-            timeout: Seconds, connecting included.
-            sent: Entries whose `tries` grow once the commands go out.
-        """
-        was_asked = False
-        try:
-            async with asyncio.timeout(timeout):
-                connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py's decorator
-                try:
-                    for entry in sent:
-                        entry.tries += 1
-                    was_asked = True
-                    packed = [hiredis.pack_command(command) for command in commands]
-                    await connection.send_packed_command(packed, check_health=False)
-                    replies = [await _reply(connection) for _ in commands]
-                    if any(isinstance(reply, ReadOnlyError) for reply in replies):
-                        await connection.disconnect()  # A name that has moved is looked up again.
-                    return replies
-                finally:
-                    await self._pool.release(connection)
-        except TimeoutError:
-            text = f"{self._where} did not answer within {timeout:.3g} s"
-            raise QueueUnavailableError(text, was_asked=was_asked) from None
-        except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
-            raise QueueRefusedError(f"{self._where} refuses the connection: {_text(error)}") from None
-        except RuntimeError as error:
-            if "closed" not in str(error):  # So uvloop says that the connection has broken.
-                raise
-            text = f"{self._where} cannot be reached: connection closed"
-            raise QueueUnavailableError(text, was_asked=was_asked) from None
-        except ResponseError as error:  # To what a new connection begins with: a database that is not there.
-            raise self._translate(error) from None
-        except (RedisError, OSError) as error:
-            text = f"{self._where} cannot be reached: {_text(error)}"
-            raise QueueUnavailableError(text, was_asked=was_asked) from None
 
     async def _run(self, *commands: tuple[Any, ...], timeout: float | None = None) -> list[Any]:
         """As `_exchange`; raises the first error reply.
@@ -284,27 +112,16 @@ class RedisQueue:
             QueueFullError: The server's memory is full.
             QueueRefusedError: A command is not permitted, or wrong.
         """
-        replies = await self._exchange(commands, timeout=timeout or self._timeout)
+        replies = await self._server.exchange(commands, timeout=timeout or self._timeout)
         for reply in replies:
             if isinstance(reply, Exception):
-                if _text(reply).startswith("NOGROUP"):
+                if text_of(reply).startswith("NOGROUP"):
                     await self._make_groups()
-                raise self._translate(reply) from None
+                raise self._server.translate(reply) from None
         return replies
 
-    def _translate(self, error: Exception) -> Exception:
-        """Returns what an error reply means."""
-        text = _text(error)
-        if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
-            return QueueFullError(f"the queue is full: the memory of {self._where} is used up")
-        if isinstance(error, NoPermissionError) or text.startswith("NOPERM"):
-            return QueueRefusedError(f"{self._where} {_NOT_PERMITTED}: {text}")
-        if isinstance(error, _PASSING_ERRORS) or text.split(" ", 1)[0] in _PASSING:
-            return QueueUnavailableError(f"{self._where} does not serve now: {text}")
-        return QueueRefusedError(f"{self._where} refuses: {text}")
-
     async def aclose(self) -> None:
-        await self._pool.aclose()
+        await self._server.aclose()
 
     # Opening.
 
@@ -327,7 +144,7 @@ class RedisQueue:
         try:
             (text,) = await self._run(("INFO",))
         except QueueRefusedError as error:
-            if _NOT_PERMITTED not in str(error):
+            if NOT_PERMITTED not in str(error):
                 raise
             return [
                 f"whether it evicts and persists is not known, because INFO is not permitted: {error}"
@@ -336,19 +153,21 @@ class RedisQueue:
         warnings = []
         version = info.get("redis_version", "")
         if version and tuple(map(int, version.split(".")[:2])) < _FLOOR:
-            raise QueueRefusedError(f"{self._where} must be Redis 7.0 or later, or Valkey, got {version}")
+            raise QueueRefusedError(
+                f"{self._server.where} must be Redis 7.0 or later, or Valkey, got {version}"
+            )
         policy = info.get("maxmemory_policy")
         if policy is None:
             warnings.append("whether it evicts is not known: INFO does not tell maxmemory_policy")
         elif policy != "noeviction":
             raise QueueRefusedError(
-                f"{self._where} may drop events silently: its maxmemory-policy must be noeviction, "
+                f"{self._server.where} may drop events silently: its maxmemory-policy must be noeviction, "
                 f"got {policy}"
             )
         if info.get("aof_enabled") != "1":
             problem = "events may be lost when the server ends: it has no append-only file (appendonly yes)"
             if require_durable:
-                raise QueueRefusedError(f"{self._where}: {problem}")
+                raise QueueRefusedError(f"{self._server.where}: {problem}")
             warnings.append(problem)
         return warnings, float(info.get("uptime_in_seconds", 0))
 
@@ -361,7 +180,7 @@ class RedisQueue:
                 await self._run(*[("HSETNX", self._meta, name, value) for name, value in ours.items()])
                 (found,) = await self._run(("HMGET", self._meta, *ours))
         except (QueueRefusedError, QueueFullError) as error:
-            if isinstance(error, QueueRefusedError) and _NOT_PERMITTED not in str(error):
+            if isinstance(error, QueueRefusedError) and NOT_PERMITTED not in str(error):
                 raise
             return [f"whether all agree on the number of partitions is not known: {error}"]
         for (name, value), theirs in zip(ours.items(), found, strict=True):
@@ -371,8 +190,8 @@ class RedisQueue:
     def _compare(self, name: str, theirs: bytes | None, ours: str) -> None:
         if theirs is not None and theirs.decode() != ours:
             raise QueueRefusedError(
-                f"{self._where} was set up with {name} {theirs.decode()}, and this is {name} {ours}: events "
-                "would wait where no relay reads. All publishers and relays need the same"
+                f"{self._server.where} was set up with {name} {theirs.decode()}, and this is {name} {ours}: "
+                "events would wait where no relay reads. All publishers and relays need the same"
             )
 
     async def _make_groups(self) -> None:
@@ -383,7 +202,7 @@ class RedisQueue:
         Raises:
             QueueRefusedError: Others have set the queue up otherwise meanwhile.
         """
-        replies = await self._exchange(
+        replies = await self._server.exchange(
             [("XINFO", "GROUPS", name) for name in self._streams], timeout=self._timeout
         )
         missing = [
@@ -391,10 +210,10 @@ class RedisQueue:
             for name, groups in zip(self._streams, replies, strict=True)
             if isinstance(groups, Exception) or not any(_GROUP.encode() in group for group in groups)
         ]
-        commands = [("EVAL", _CREATE, 1, name, _GROUP) for name in missing]
-        for reply in await self._exchange(commands, timeout=self._timeout) if commands else ():
-            if isinstance(reply, Exception) and not _text(reply).startswith("BUSYGROUP"):
-                raise self._translate(reply) from None
+        commands = [("EVAL", CREATE, 1, name, _GROUP) for name in missing]
+        for reply in await self._server.exchange(commands, timeout=self._timeout) if commands else ():
+            if isinstance(reply, Exception) and not text_of(reply).startswith("BUSYGROUP"):
+                raise self._server.translate(reply) from None
         if missing:
             await self._agree()
 
@@ -402,9 +221,10 @@ class RedisQueue:
 
     async def publish(self, entries: Sequence[NewEntry], *, timeout: float) -> list[str | Exception]:
         commands = [("XADD", self._streams[entry.partition], "*", *entry.fields()) for entry in entries]
-        replies = await self._exchange(commands, timeout=timeout, sent=entries)
+        replies = await self._server.exchange(commands, timeout=timeout, sent=entries)
         return [
-            self._translate(reply) if isinstance(reply, Exception) else reply.decode() for reply in replies
+            self._server.translate(reply) if isinstance(reply, Exception) else reply.decode()
+            for reply in replies
         ]
 
     # Reading.
@@ -413,11 +233,13 @@ class RedisQueue:
         names = [self._streams[number] for number in partitions]
         block = ("BLOCK", max(1, int(wait * 1000))) if wait else ()
         command = ("XREADGROUP", "GROUP", _GROUP, relay_id, "COUNT", count, *block, "STREAMS", *names)
-        (reply,) = await self._exchange([(*command, *[">"] * len(names))], timeout=self._timeout + wait)
+        (reply,) = await self._server.exchange(
+            [(*command, *[">"] * len(names))], timeout=self._timeout + wait
+        )
         if isinstance(reply, Exception):
-            if _text(reply).startswith("NOGROUP"):
+            if text_of(reply).startswith("NOGROUP"):
                 await self._make_groups()  # The streams are gone, with all that was in them.
-            raise self._translate(reply) from None
+            raise self._server.translate(reply) from None
         return [
             Entry(self._numbers[name], id_, tuple(fields))
             for name, found in reply or ()
@@ -447,7 +269,7 @@ class RedisQueue:
             return Taken([], last)
         heartbeat = f"{self._heartbeat}{owner}"
         (taken,) = await self._run(
-            ("EVAL", _TAKE, 2, name, heartbeat, _GROUP, relay_id, owner, min_idle, *wanted)
+            ("EVAL", TAKE, 2, name, heartbeat, _GROUP, relay_id, owner, min_idle, *wanted)
         )
         return Taken(
             [Entry(partition, id_, tuple(fields), state == _MARKED) for state, id_, fields in taken], last
@@ -464,7 +286,7 @@ class RedisQueue:
         groups = _by_partition(entries)
         commands = [
             (
-                *("EVAL", _MARK, 1, self._streams[number], _GROUP, relay_id, counter),
+                *("EVAL", MARK, 1, self._streams[number], _GROUP, relay_id, counter),
                 *[entry.id for entry in group],
             )
             for number, group in groups.items()
@@ -482,7 +304,7 @@ class RedisQueue:
     async def acknowledge(self, entries: Sequence[Entry]) -> int:
         # Not in a MULTI: Redis 7.0 refuses it while memory is full, and this is what frees it.
         commands = [
-            ("EVAL", _ACKNOWLEDGE, 1, self._streams[number], _GROUP, *[entry.id for entry in group])
+            ("EVAL", ACKNOWLEDGE, 1, self._streams[number], _GROUP, *[entry.id for entry in group])
             for number, group in _by_partition(entries).items()
         ]
         return sum(await self._run(*commands))
@@ -490,7 +312,7 @@ class RedisQueue:
     async def bury(self, letters: Sequence[tuple[Entry, DeadLetter]]) -> int:
         commands = [
             (
-                *("EVAL", _BURY, 2, self._streams[entry.partition], self._dead, _GROUP, entry.id),
+                *("EVAL", BURY, 2, self._streams[entry.partition], self._dead, _GROUP, entry.id),
                 *_write_letter(letter),
             )
             for entry, letter in letters
@@ -505,18 +327,18 @@ class RedisQueue:
         told = json.dumps(status)
         milliseconds = max(1, int(timeout * 1000))
         arguments = (self._heartbeat, relay_id, f"{nonce} ", told, milliseconds)
-        (reply,) = await self._run(("EVAL", _BEAT, 1, self._relays, *arguments))
+        (reply,) = await self._run(("EVAL", BEAT, 1, self._relays, *arguments))
         if reply is None:
             return None
         alive, gone = [tuple(sorted(one.decode() for one in ids)) for ids in reply]
         return Roster(alive, gone)
 
     async def leave(self, relay_id: str, nonce: str) -> None:
-        await self._run(("EVAL", _LEAVE, 1, f"{self._heartbeat}{relay_id}", f"{nonce} "))
+        await self._run(("EVAL", LEAVE, 1, f"{self._heartbeat}{relay_id}", f"{nonce} "))
 
     async def forget(self, relay_id: str) -> bool:
         keys = (self._relays, *self._streams)
-        (reply,) = await self._run(("EVAL", _FORGET, len(keys), *keys, self._heartbeat, relay_id, _GROUP))
+        (reply,) = await self._run(("EVAL", FORGET, len(keys), *keys, self._heartbeat, relay_id, _GROUP))
         return bool(reply)
 
     async def relays(self) -> list[RelayPresence]:
@@ -525,7 +347,7 @@ class RedisQueue:
             return []
         ids = sorted(one.decode() for one in members)
         found = await self._run(("MGET", *[f"{self._heartbeat}{one}" for one in ids]))
-        summaries = await self._exchange(self._pending_commands(), timeout=self._timeout)
+        summaries = await self._server.exchange(self._pending_commands(), timeout=self._timeout)
         pending = _pending_of(summaries)
         return [
             RelayPresence(
@@ -549,12 +371,12 @@ class RedisQueue:
         commands += [("XINFO", "STREAM", name) for name in self._streams]
         commands += [("XLEN", self._dead), ("HMGET", self._meta, "dead_dropped", "partitions")]
         commands += [("INFO", "memory")]
-        *replies, memory = await self._exchange(commands, timeout=self._timeout)
+        *replies, memory = await self._server.exchange(commands, timeout=self._timeout)
         used, limit = _read_memory(memory)
         for reply in replies:
             # A stream that no relay has set up yet is missing, or has no group.
-            if isinstance(reply, Exception) and not _text(reply).startswith(("NOGROUP", "no such key")):
-                raise self._translate(reply) from None
+            if isinstance(reply, Exception) and not text_of(reply).startswith(("NOGROUP", "no such key")):
+                raise self._server.translate(reply) from None
         dropped, partitions = replies[-1]
         self._compare("partitions", partitions, str(self.partitions))
         size = self.partitions
@@ -590,7 +412,7 @@ class RedisQueue:
                 )
         commands = [
             (
-                *("EVAL", _REPLAY, 2, self._dead, self._streams[letter.partition], letter.id),
+                *("EVAL", REPLAY, 2, self._dead, self._streams[letter.partition], letter.id),
                 *fields_to_replay(letter),
             )
             for letter in letters
@@ -610,43 +432,10 @@ class RedisQueue:
         dropped: int = sum(replies)
         if dropped:
             # While memory is full it is not counted.
-            await self._exchange([("HINCRBY", self._meta, "dead_dropped", dropped)], timeout=self._timeout)
+            await self._server.exchange(
+                [("HINCRBY", self._meta, "dead_dropped", dropped)], timeout=self._timeout
+            )
         return dropped
-
-
-_PASSING: Final = frozenset(
-    [
-        "LOADING",
-        "NOGROUP",
-        "UNBLOCKED",
-        "READONLY",
-        "MASTERDOWN",
-        "MISCONF",
-        "NOREPLICAS",
-        "BUSY",
-        "CLUSTERDOWN",
-        "TRYAGAIN",
-    ]
-)
-"""Error codes of a server that may serve again."""
-
-_PASSING_ERRORS: Final = (ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
-"""The same, where the client has cut the code off."""
-
-
-async def _reply(connection: redis_connection.AbstractConnection) -> Any:
-    try:
-        return await connection.read_response(disable_decoding=True)
-    except ResponseError as error:
-        return error
-
-
-def _text(error: BaseException) -> str:
-    """Returns the server's or the client's words, on one line and bounded."""
-    return " ".join(str(error).split())[:_SHOWN]
-
-
-_SHOWN: Final = 300
 
 
 def _by_partition(entries: Sequence[Entry]) -> dict[int, list[Entry]]:
@@ -703,36 +492,6 @@ def _read_letter(id_: str, flat: Sequence[bytes]) -> DeadLetter:
     )
 
 
-def _parse(url: object) -> dict[str, Any]:
-    """Returns the options of a connection.
-
-    Raises:
-        InvalidSettingError: It is no URL of a queue. What is in it is not shown: it may have a password.
-    """
-    expected = "the queue's URL must be redis://…, rediss://… (TLS) or unix://…"
-    if not isinstance(url, str):
-        raise InvalidSettingError(f"{expected}, got {type(url).__name__}")
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme.lower() not in _SCHEMES:
-        shown = repr(scheme) if separator and scheme.isalnum() else "a text without one of these beginnings"
-        raise InvalidSettingError(f"{expected}, got {shown}")
-    options: dict[str, Any] | None = None
-    with contextlib.suppress(ValueError):
-        options = dict(redis_connection.parse_url(f"{_SCHEMES[scheme.lower()]}://{rest}"))
-    database = rest.partition("?")[0].partition("/")[2] if scheme.lower() != "unix" else ""
-    is_wrong = (database and not database.isdecimal()) or "#" in rest or "@" in rest.partition("?")[2]
-    if options is None or is_wrong or (not options.get("host") and not options.get("path")):
-        raise InvalidSettingError(f"{expected}, with a host, and a port and a database that are numbers")
-    username, password = options.pop("username", None), options.pop("password", None)
-    if options.keys() - _OPTIONS:
-        raise InvalidSettingError(
-            "the queue's URL must have no options but db, namespace, partitions and ssl_… (it is not shown)"
-        )
-    if password is not None:
-        options["credential_provider"] = _Login(username, password)
-    return options
-
-
 def _read_memory(reply: Any) -> tuple[int | None, int | None]:
     """Returns the bytes in use and the bound on them; `None` where the server does not tell, or has none."""
     if isinstance(reply, Exception):  # Managed services may not permit it.
@@ -740,9 +499,3 @@ def _read_memory(reply: Any) -> tuple[int | None, int | None]:
     info = dict(line.split(":", 1) for line in reply.decode().splitlines() if ":" in line)
     used, limit = (int(info.get(name, 0)) for name in ("used_memory", "maxmemory"))
     return used or None, limit or None
-
-
-def _describe(options: Mapping[str, Any]) -> str:
-    if "path" in options:
-        return f"the queue at {options['path']}"
-    return f"the queue at {options['host']}:{options.get('port', 6379)}"

@@ -61,7 +61,7 @@ async def queue_to(url: str, **settings: Any) -> Any:
 def test_urls(url: str) -> None:
     """The password is in no representation."""
     queue = RedisQueue(url)
-    assert "hush" not in repr(queue) + repr(vars(queue)) + repr(queue._pool.connection_kwargs)
+    assert "hush" not in repr(queue) + repr(vars(queue)) + repr(queue._server._pool.connection_kwargs)
 
 
 @pytest.mark.parametrize(
@@ -175,12 +175,12 @@ async def test_other_servers(
 ) -> None:
     """One that is too old, and one that does not tell."""
     async with queue_to(server.url) as queue:
-        exchange = queue._exchange
+        exchange = queue._server.exchange
 
         async def told(commands: Any, **options: Any) -> list[Any]:
             return [info.encode()] if commands[0] == ("INFO",) else await exchange(commands, **options)
 
-        monkeypatch.setattr(queue, "_exchange", told)
+        monkeypatch.setattr(queue._server, "exchange", told)
         if message.startswith("must"):
             with pytest.raises(QueueRefusedError, match=message):
                 await queue.open_publisher(require_durable=False)
@@ -197,7 +197,7 @@ async def test_a_server_that_serves_later(server: QueueServer, monkeypatch: pyte
         async def loading(commands: Any, **_: Any) -> list[Any]:
             return [ResponseError("LOADING the dataset")] * len(commands)
 
-        monkeypatch.setattr(queue, "_exchange", loading)
+        monkeypatch.setattr(queue._server, "exchange", loading)
         with pytest.raises(QueueUnavailableError, match="does not serve now: LOADING"):
             await queue.open_publisher(require_durable=False)
         with pytest.raises(QueueUnavailableError):
@@ -235,7 +235,7 @@ async def test_what_uvloop_raises_for_a_broken_connection(
         async def broken() -> Any:
             raise RuntimeError(text)
 
-        monkeypatch.setattr(queue._pool, "get_connection", broken)
+        monkeypatch.setattr(queue._server._pool, "get_connection", broken)
         with pytest.raises(expected):
             await queue.backlog()
 
