@@ -16,6 +16,8 @@ from rokt_events_async.integrations import aiohttp as integration_of_aiohttp
 from rokt_events_async.integrations import asgi
 from rokt_events_async.sandbox import Sandbox
 from tests.samples import emitter_for, event
+from tests.simulation.bugs import BUGS
+from tests.simulation.journal_bugs import JOURNAL_BUGS
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -52,6 +54,11 @@ def namespace(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             if "from shop import" not in source:  # That one belongs beside a file; see below.
                 exec(compile("\n" * line + source, str(README), "exec"), defined)
     return defined
+
+
+def test_the_number_of_planted_bugs() -> None:
+    """It grows."""
+    assert f"{len(BUGS) + len(JOURNAL_BUGS)} planted bugs" in README.read_text()
 
 
 def test_the_blocks_run(namespace: dict[str, Any]) -> None:

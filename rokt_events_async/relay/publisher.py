@@ -17,27 +17,22 @@ import contextvars
 import itertools
 import logging
 import secrets
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final, Literal, NoReturn, Self
-
-import attrs
 
 from rokt_events_async._fields import problem
 from rokt_events_async._protocol.encoding import encode
 from rokt_events_async._tracking.context import Home, outcome_lost_error, running_loop
 from rokt_events_async._tracking.hooks import Hooks
-from rokt_events_async._tracking.log import log, log_raised
+from rokt_events_async._tracking.log import log
 from rokt_events_async._tracking.threadsafe import Listeners, LoopGoneError, run_there
 from rokt_events_async.errors import (
     EmitterClosedError,
     EmitterNotStartedError,
     InvalidEventError,
     InvalidSettingError,
-    NotAcceptedError,
-    PublishUnconfirmedError,
     QueueFullError,
     QueueUnavailableError,
 )
@@ -47,58 +42,15 @@ from rokt_events_async.outcomes import (
     EmitterStats,
     Health,
     HealthState,
-    LastError,
     PublisherStats,
     PublishReceipt,
 )
+from rokt_events_async.relay._writing import Nowhere, Publication, Writer
 from rokt_events_async.relay.entries import NewEntry, partition_of
-from rokt_events_async.relay.queue import EventQueue, Findings
+from rokt_events_async.relay.queue import EventQueue
 from rokt_events_async.settings import check_count, check_number, is_disabled
 
 _MIB: Final = 1024 * 1024
-_BATCH: Final = 256
-"""The most events that are sent to the queue at once."""
-
-_WAITS: Final = (0.05, 1.0)
-"""The first and the longest wait before the queue is tried again, in seconds."""
-
-
-@attrs.define(eq=False)
-class _Publication:
-    """An event on its way into the queue.
-
-    Attributes:
-        event: The event, stamped.
-        entry: What is sent.
-        future: Its receipt.
-        accepted_at: When it was taken, in the loop's time.
-        deadline: When its time is over.
-    """
-
-    event: PartnerEvent
-    entry: NewEntry
-    future: asyncio.Future[PublishReceipt]
-    accepted_at: float
-    deadline: float
-
-
-class _Nowhere:
-    """In place of a queue while the kill switch is on. The queue itself is never opened."""
-
-    def __repr__(self) -> str:
-        return "no queue"
-
-    def __init__(self, partitions: int) -> None:
-        self.partitions = partitions
-
-    async def open_publisher(self, *, require_durable: bool) -> Findings:
-        return Findings()
-
-    async def publish(self, entries: Sequence[NewEntry], *, timeout: float) -> list[str | Exception]:
-        return ["dropped"] * len(entries)
-
-    async def aclose(self) -> None:
-        """Has nothing to close."""
 
 
 class Publisher:
@@ -139,12 +91,11 @@ class Publisher:
         if not isinstance(require_durable, bool):
             raise InvalidSettingError(f"require_durable must be True or False, got {require_durable!r}")
         self._is_disabled = is_disabled()
-        self._queue = _Nowhere(queue.partitions) if self._is_disabled else queue
+        self._queue = Nowhere(queue.partitions) if self._is_disabled else queue
         self._timeout = check_number("publish_timeout", publish_timeout, at_least=0, above=True)
         self._max_pending = check_count("max_pending", max_pending)
         self._max_bytes = check_count("max_pending_bytes", max_pending_bytes)
         self._close_timeout = check_number("close_timeout", close_timeout, at_least=0)
-        self._require_durable = require_durable
         self._hooks = Hooks((LoggingObserver(),) if observers is None else observers)
         self._clock = _clock
         self._home = Home("publisher")
@@ -153,19 +104,15 @@ class Publisher:
         self._since: datetime | None = None
         self._nonce = b""
         self._numbers = itertools.count(1)
-        self._waiting: deque[_Publication] = deque()
-        self._wake: asyncio.Event = asyncio.Event()
-        self._writer: asyncio.Task[None] | None = None
+        self._writer = Writer(
+            self._queue,
+            timeout=self._timeout,
+            require_durable=require_durable,
+            hooks=self._hooks,
+            clock=_clock,
+        )
+        self._writing: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._is_checked = False
-        self._problems: tuple[str, ...] = ()
-        self._failing_since: datetime | None = None
-        self._last_error: LastError | None = None
-        self._last_published_at: datetime | None = None
-        self._under_way: list[_Publication] = []
-        self._pending_bytes = 0
-        self._pending = 0
-        self._accepted = self._refused = self._unconfirmed = self._batches = self._repeats = 0
 
     # Lifecycle.
 
@@ -187,9 +134,9 @@ class Publisher:
             raise EmitterClosedError("a closed publisher cannot be started again: construct another one")
         running_loop()
         try:
-            await self._check_queue()
+            await self._writer.check_queue()
         except QueueUnavailableError as error:
-            self._note_failure(error)
+            self._writer.note_failure(error)
         except BaseException:
             await self._queue.aclose()
             raise
@@ -202,19 +149,9 @@ class Publisher:
         self._nonce = secrets.token_hex(8).encode()
         self._state, self._since = "open", self._clock()
         # Empty: what a request starts must not carry that request's values for ever.
-        self._writer = loop.create_task(
-            self._write(), name="rokt-events-publisher", context=contextvars.Context()
+        self._writing = loop.create_task(
+            self._writer.run(), name="rokt-events-publisher", context=contextvars.Context()
         )
-
-    async def _check_queue(self) -> None:
-        """Checks the queue once; it may be unreachable at the start."""
-        if self._is_checked:
-            return
-        findings = await self._queue.open_publisher(require_durable=self._require_durable)
-        self._is_checked = True
-        self._problems = ("queue_doubtful",) if findings.warnings else ()
-        for warning in findings.warnings:
-            log(logging.WARNING, "%r: %s", self._queue, warning)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -271,16 +208,13 @@ class Publisher:
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    await self._settled()
+                    await self._writer.settled()
         finally:
-            assert self._writer is not None, "the publisher was started"
-            self._writer.cancel()
-            self._waiting.extendleft(reversed(self._under_way))
-            self._under_way = []
-            while self._waiting:
-                self._refuse(self._waiting.popleft(), _closed_error())
+            assert self._writing is not None, "the publisher was started"
+            self._writing.cancel()
+            self._writer.refuse_rest(_closed_error())
             self._state, self._since = "closed", self._clock()
-            await asyncio.shield(self._end(self._writer))
+            await asyncio.shield(self._end(self._writing))
 
     async def _end(self, writer: asyncio.Task[None]) -> None:
         await asyncio.wait([writer])
@@ -359,16 +293,10 @@ class Publisher:
         self._home.check()
         try:
             async with asyncio.timeout(seconds):
-                await self._settled()
+                await self._writer.settled()
         except TimeoutError:
             return False
         return True
-
-    async def _settled(self) -> None:
-        """Waits for the events that are on their way now."""
-        futures = [one.future for one in (*self._under_way, *self._waiting)]
-        if futures:
-            await asyncio.wait(futures)
 
     def _check_started(self) -> None:
         if self._state == "new":
@@ -384,7 +312,7 @@ class Publisher:
         if self._state != "open":
             raise _closed_error()
 
-    def _publish(self, event: PartnerEvent) -> _Publication:
+    def _publish(self, event: PartnerEvent) -> Publication:
         """Puts a checked and encoded event in line."""
         if not isinstance(event, PartnerEvent):
             raise InvalidEventError((problem("event", event, "must be a PartnerEvent"),))
@@ -394,8 +322,9 @@ class Publisher:
         elif problems := time_problems(event.event_time, now=now):
             raise InvalidEventError(problems)
         wire = encode(event)
-        if self._pending >= self._max_pending or self._pending_bytes + len(wire) > self._max_bytes:
-            self._refused += 1
+        writer = self._writer
+        if writer.pending >= self._max_pending or writer.pending_bytes + len(wire) > self._max_bytes:
+            writer.refused += 1
             raise self._full_error(len(wire))
         loop = self._home.loop
         assert loop is not None, "a started publisher has a loop"
@@ -404,191 +333,27 @@ class Publisher:
         entry = NewEntry(partition_of(event.session_id, self._queue.partitions), publish_id, wire)
         if self._hooks.has_traces:
             entry.trace_parent = self._hooks.trace_parent()
-        publication = _Publication(
+        publication = Publication(
             event, entry, loop.create_future(), accepted_at, accepted_at + self._timeout
         )
-        self._pending += 1
-        self._pending_bytes += len(wire)
-        self._waiting.append(publication)
-        self._wake.set()
+        writer.put(publication)
         return publication
 
     def _full_error(self, size: int) -> QueueFullError:
         bound = (
             f"max_pending={self._max_pending} events"
-            if self._pending >= self._max_pending
+            if self._writer.pending >= self._max_pending
             else f"max_pending_bytes={self._max_bytes} bytes (this one has {size})"
         )
-        why = (
-            f"; the queue fails: {self._last_error.text}" if self._failing_since and self._last_error else ""
-        )
+        why = f"; the queue fails: {self._writer.failure}" if self._writer.failure else ""
         return QueueFullError(f"{bound} are on their way into the queue: the event was not published{why}")
 
-    # The writer.
-
-    async def _write(self) -> None:
-        wait = _WAITS[0]
-        while True:
-            await self._wake.wait()
-            self._under_way = self._next_batch()
-            if not self._under_way:
-                self._wake.clear()
-                continue
-            if await self._send():
-                wait = _WAITS[0]
-                continue
-            self._waiting.extendleft(reversed(self._under_way))
-            self._under_way = []
-            await self._pause(wait)
-            wait = min(2 * wait, _WAITS[1], self._timeout / 4)
-
-    def _next_batch(self) -> list[_Publication]:
-        """Returns the next events, without those whose callers wait no more."""
-        batch: list[_Publication] = []
-        while self._waiting and len(batch) < _BATCH:
-            publication = self._waiting.popleft()
-            if publication.future.cancelled():
-                self._leave(publication)
-                self._count_refusal(publication)
-            else:
-                batch.append(publication)
-        return batch
-
-    async def _pause(self, seconds: float) -> None:
-        """Waits before the queue is tried again, and refuses what is overdue meanwhile."""
-        assert self._home.loop is not None, "the writer runs"
-        loop = self._home.loop
-        until = loop.time() + seconds
-        while (left := until - loop.time()) > 0:
-            if self._waiting:
-                left = min(left, max(0.0, self._waiting[0].deadline - loop.time()))
-            await asyncio.sleep(left)
-            while self._waiting and self._waiting[0].deadline <= loop.time():
-                publication = self._waiting.popleft()
-                self._refuse(publication, self._overdue_error(publication))
-
-    async def _send(self) -> bool:
-        """Sends what is under way. Returns False if the queue did not take or not answer for some of it."""
-        assert self._home.loop is not None, "the writer runs"
-        batch = self._under_way
-        loop = self._home.loop
-        tries = [publication.entry.tries for publication in batch]
-        try:
-            async with asyncio.timeout_at(batch[0].deadline):
-                await self._check_queue()
-            left = max(0.001, batch[0].deadline - loop.time())
-            try:
-                replies = await self._queue.publish([one.entry for one in batch], timeout=left)
-            finally:
-                sent = [before for before, one in zip(tries, batch, strict=True) if one.entry.tries > before]
-                self._batches += bool(sent)
-                self._repeats += sum([before > 0 for before in sent])
-        except (QueueUnavailableError, TimeoutError) as error:
-            self._note_failure(error)
-            return False
-        except Exception as error:  # noqa: BLE001 -- the queue as a whole refuses, or its client has a fault
-            if not isinstance(error, NotAcceptedError):
-                log_raised("the queue's client", error)
-                error = QueueUnavailableError(f"the queue's client failed: {type(error).__name__}")
-            self._note_failure(error)
-            for publication in batch:
-                self._refuse(publication, error)
-            self._under_way = []
-            return True
-        self._under_way = []
-        self._settle(batch, replies)
-        return not self._under_way
-
-    def _settle(self, batch: list[_Publication], replies: list[str | Exception]) -> None:
-        failure: Exception | None = None
-        for publication, reply in zip(batch, replies, strict=True):
-            if isinstance(reply, str):
-                self._receive(publication, reply)
-                continue
-            failure = reply
-            publication.entry.tries -= 1  # The queue has said that it did not take it.
-            if isinstance(reply, QueueUnavailableError):
-                self._under_way.append(publication)
-            else:
-                self._refuse(publication, reply)
-        if failure is None:
-            self._note_success()
-        else:
-            self._note_failure(failure)
-
-    def _receive(self, publication: _Publication, entry_id: str) -> None:
-        self._leave(publication)
-        self._accepted += 1
-        receipt = PublishReceipt(publication.event, entry_id)
-        if self._hooks.published:
-            assert self._home.loop is not None, "the writer runs"
-            self._hooks.published(receipt, self._home.loop.time() - publication.accepted_at)
-        if not publication.future.done():
-            publication.future.set_result(receipt)
-
-    def _refuse(self, publication: _Publication, error: Exception) -> None:
-        """Tells the caller of an error of its own: an exception that is shared would grow its traceback."""
-        self._leave(publication)
-        told = PublishUnconfirmedError if publication.entry.tries else type(error)
-        text = str(error)
-        if publication.entry.tries and not isinstance(error, PublishUnconfirmedError):
-            text = f"the event may be in the queue: it was sent, and no answer came ({text})"
-        own = told(text)
-        self._count_refusal(publication)
-        if self._hooks.unpublished:
-            self._hooks.unpublished(publication.event, own)
-        if not publication.future.done():
-            publication.future.set_exception(own)
-            publication.future.exception()  # A caller that waits no more makes no noise.
-
-    def _count_refusal(self, publication: _Publication) -> None:
-        if publication.entry.tries:
-            self._unconfirmed += 1
-        else:
-            self._refused += 1
-
-    def _leave(self, publication: _Publication) -> None:
-        self._pending -= 1
-        self._pending_bytes -= len(publication.entry.wire)
-
-    def _overdue_error(self, publication: _Publication) -> NotAcceptedError:
-        why = self._last_error.text if self._failing_since and self._last_error else "the queue was too slow"
-        if publication.entry.tries:
-            return PublishUnconfirmedError(
-                f"no answer of the queue within {self._timeout:g} s: the event may be in it ({why})"
-            )
-        return QueueUnavailableError(f"the event is not in the queue after {self._timeout:g} s: {why}")
-
     # Health.
-
-    def _note_failure(self, error: Exception) -> None:
-        self._last_error = LastError(str(error) or "the queue did not answer in time", self._clock())
-        if self._failing_since is None:
-            self._failing_since = self._clock()
-            log(logging.ERROR, "events cannot be published: %s", self._last_error.text)
-
-    def _note_success(self) -> None:
-        self._last_published_at = self._clock()
-        if self._failing_since is not None:
-            seconds = (self._last_published_at - self._failing_since).total_seconds()
-            self._failing_since = None
-            text = (
-                "events can be published again, after %.0f s: %d refused and %d unconfirmed since the start"
-            )
-            log(logging.WARNING, text, seconds, self._refused, self._unconfirmed)
 
     @property
     def stats(self) -> PublisherStats:
         """A snapshot of the account."""
-        return PublisherStats(
-            accepted=self._accepted,
-            refused=self._refused,
-            unconfirmed=self._unconfirmed,
-            pending=self._pending,
-            pending_bytes=self._pending_bytes,
-            batches=self._batches,
-            repeats=self._repeats,
-        )
+        return self._writer.stats()
 
     @property
     def health(self) -> Health:
@@ -597,39 +362,35 @@ class Publisher:
         `problems` can be `"queue_full"` (no more events may be on their way) and `"queue_doubtful"` (it does
         not persist to disk, or does not tell: see the log).
         """
+        writer, loop = self._writer, self._home.loop
         state: HealthState = "ok" if self._state == "open" else self._state
         since = self._since
-        if state == "ok" and self._failing_since is not None:
-            state, since = "outage", self._failing_since
-        problems = self._problems
-        if self._pending >= self._max_pending:
+        if state == "ok" and writer.failing_since is not None:
+            state, since = "outage", writer.failing_since
+        problems = writer.problems
+        if writer.pending >= self._max_pending:
             problems = ("queue_full", *problems)
         return Health(
             state=state,
             problems=problems,
             since=since,
-            last_delivered_at=self._last_published_at,
-            last_error=self._last_error,
-            pending=self._pending,
-            oldest_pending_age=self._oldest_age(),
+            last_delivered_at=writer.last_published_at,
+            last_error=writer.last_error,
+            pending=writer.pending,
+            oldest_pending_age=0.0 if loop is None else writer.oldest_age(now=loop.time()),
             stats=EmitterStats(
-                accepted=self._accepted + self._pending,
-                delivered=self._accepted,
-                pending=self._pending,
-                pending_bytes=self._pending_bytes,
+                accepted=writer.accepted + writer.pending,
+                delivered=writer.accepted,
+                pending=writer.pending,
+                pending_bytes=writer.pending_bytes,
             ),
         )
 
-    def _oldest_age(self) -> float:
-        first = next(iter((*self._under_way[:1], *itertools.islice(self._waiting, 1))), None)
-        if first is None or self._home.loop is None:
-            return 0.0
-        return max(0.0, self._home.loop.time() - first.accepted_at)
-
     def __repr__(self) -> str:
+        stats = self.stats
         return (
-            f"<Publisher {self._state}, {self._queue!r}: {self._accepted} accepted, {self._pending} pending, "
-            f"{self._refused} refused, {self._unconfirmed} unconfirmed>"
+            f"<Publisher {self._state}, {self._queue!r}: {stats.accepted} accepted, {stats.pending} pending, "
+            f"{stats.refused} refused, {stats.unconfirmed} unconfirmed>"
         )
 
 

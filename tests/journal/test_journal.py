@@ -803,8 +803,8 @@ async def test_a_directory_that_is_gone_fails_what_is_asked(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("more", [[], ["--outages"]])
 def test_kills(more: list[str]) -> None:
-    """Thirty processes are killed: nothing is lost, told twice or overtaken, every duplicate flagged."""
-    options = ["--kills", "15", "--workers", "3", "--longest", "0.3", *more]
+    """Twenty processes are killed: nothing is lost, told twice or overtaken, every duplicate flagged."""
+    options = ["--kills", "10", "--workers", "3", "--longest", "0.3", *more]
     done = subprocess.run(
         [sys.executable, "-m", "tests.kills", *options],
         capture_output=True,

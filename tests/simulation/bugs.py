@@ -15,12 +15,13 @@ from unittest import mock
 
 import aiohttp
 
-from rokt_events_async import Cause, Delivery, Receipt
+from rokt_events_async import Cause, Delivery, Receipt, emitter
 from rokt_events_async._pipeline import batching, health, retry, sender, splitting, transport
 from rokt_events_async._pipeline.batching import Batches
 from rokt_events_async._pipeline.breaker import Breaker
 from rokt_events_async._pipeline.dead_letters import DeadLetters
 from rokt_events_async._pipeline.health import HealthMonitor
+from rokt_events_async._pipeline.intake import DroppingIntake, Intake
 from rokt_events_async._pipeline.keyring import Episode
 from rokt_events_async._pipeline.ledger import Ledger
 from rokt_events_async._pipeline.room import Room, _Line
@@ -33,7 +34,7 @@ from rokt_events_async._pipeline.trips import Batch, Trip
 from rokt_events_async._protocol.replies import Reply, read_answer
 from rokt_events_async._protocol.statuses import Disposition, classify
 from rokt_events_async._protocol.verdicts import DELIVERED, UNKNOWN, Rejected
-from rokt_events_async._tracking.hooks import Hook
+from rokt_events_async._tracking.hooks import Hook, Hooks
 from tests.simulation.world import sweep
 
 MAX_SEEDS = 500
@@ -872,3 +873,23 @@ def _() -> Any:
         self.has_worked = True
 
     return replace(Episode, "on_answer", on_answer)
+
+
+# The kill switch.
+
+
+@bug("the kill switch lets events through")
+def _() -> Any:
+    return replace(DroppingIntake, "accept_nowait", Intake.accept_nowait)
+
+
+@bug("the kill switch tells observers of what it drops")
+def _() -> Any:
+    made: list[Hooks] = []
+
+    def keep(*given: Any) -> Hooks:
+        if given:
+            made.append(Hooks(*given))
+        return made[-1]
+
+    return replace(emitter, "Hooks", keep)

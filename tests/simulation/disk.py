@@ -258,6 +258,7 @@ class FakeJournal:
         self._takes_new = takes_new
         self.on_error = on_error
         self.max_bytes = 10**9
+        self.directory = "a simulated disk"
 
     async def open(self, **_: Any) -> FakeDepot:
         return FakeDepot(self._disk, takes_new=self._takes_new)

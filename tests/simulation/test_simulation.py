@@ -43,6 +43,7 @@ RARE = (
     "accepted twice",
     "split",
     "full batch",
+    "kill switch",
 )
 """What must have happened at least once, or the seeds prove less than they seem to."""
 

@@ -109,6 +109,9 @@ EXTRA = (
 HELD_UP = 0.3
 """Seconds: one retry wait, and the interval of the trickle."""
 
+_DISABLED = 0.01
+"""How often the kill switch is on."""
+
 SLACK = 1.5
 """Seconds: how rarely what waits in the queue beyond its deadline is looked for, and a turn or two."""
 
@@ -218,6 +221,8 @@ class World:
         )
         self.acts = ("drops it", "awaits it") if calm else CALLER_ACTS
         self.is_hurried = False
+        # By a luck of its own: every other world stays as it was.
+        self.is_disabled = not calm and random.Random(f"kill switch {seed}").random() < _DISABLED
         self.eye = Eye(self)
         self.handler = Handler(self, random.Random(f"handler {seed}"))
 
@@ -509,15 +514,17 @@ class World:
         self.check_end()
 
     async def _live(self) -> None:
-        self.emitter = emitter = Emitter(
-            CREDENTIALS,
-            endpoint="http://localhost:8080/v1/partner/events",
-            _clock=self.clock,
-            _random=random.Random(f"client {self.seed}"),
-            observers=[Blind(), self.eye],
-            on_undelivered=self.handler.choice,
-            **self.settings,
-        )
+        with mock.patch.dict("os.environ", {"ROKT_DISABLED": "1"} if self.is_disabled else {}):
+            self.emitter = emitter = Emitter(
+                CREDENTIALS,
+                endpoint="http://localhost:8080/v1/partner/events",
+                _clock=self.clock,
+                _random=random.Random(f"client {self.seed}"),
+                observers=[Blind(), self.eye],
+                on_undelivered=self.handler.choice,
+                **self.settings,
+            )
+        self.reached["kill switch"] += self.is_disabled
         for at, seconds in self.holds:
             self.loop.call_later(at, self._hold, seconds)
         for seconds in self.jumps:
@@ -774,6 +781,13 @@ class World:
         stats = self.emitter.stats
         if stats.pending or stats.pending_bytes or stats.sessions or stats.in_flight:
             self.violated(f"1: left at the end: {stats}")
+        if self.is_disabled:
+            self._check_disabled()
+        else:
+            self._check_sent()
+
+    def _check_sent(self) -> None:
+        """What holds of each event, and of what was told of it."""
         known = {entry.id: entry for entry in self.accepted}
         self._sessions = {entry.id: entry.session for entry in self.accepted}
         carried: dict[str, list[Exchange]] = {id_: [] for id_ in known}
@@ -794,6 +808,19 @@ class World:
         if self.is_prompt:
             self._check_promptness(carried)
         self._count(carried)
+
+    def _check_disabled(self) -> None:
+        """Invariant 14: with the kill switch every event fails at once, told to its caller alone."""
+        if self.record or self._had_good_connections:
+            self.violated("14: something was sent with the kill switch on")
+        for entry in self.accepted:
+            cause = entry.outcome.cause if isinstance(entry.outcome, DeliveryError) else None
+            if entry.outcome is not None and (cause is not Cause.DISABLED or entry.settled_at != entry.at):
+                self.violated(f"14: {entry.id} ended with the kill switch on: {entry.outcome!r}")
+        if self.emitter.stats.failed != len(self.accepted):
+            self.violated(f"14: {self.emitter.stats}, and {len(self.accepted)} were dropped")
+        if self.eye.accepted or self.eye.outcomes or self.handler.handled:
+            self.violated("14: others were told of events that were dropped")
 
     def _check_requests(self, entry: Accepted, exchanges: list[Exchange]) -> None:
         for earlier, later in itertools.pairwise(exchanges):
