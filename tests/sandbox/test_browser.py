@@ -313,9 +313,13 @@ def test_filters_and_search(sandbox: Sandbox, open_page: Opener) -> None:
     page = open_page()
     shop(sandbox, "session-a", "order-77")
     sandbox.fail_next(503, "reset-after")
-    post(sandbox, wire(sessionId="session-b"))
-    post(sandbox, wire(sessionId="session-b"))
-    post(sandbox, wire(sessionId="session-b"), wire(eventType="Hovered", sessionId="session-b"))
+    post(sandbox, wire(sessionId="session-b", parentGuid="p-1"))
+    post(sandbox, wire(sessionId="session-b", parentGuid="p-2"))
+    post(
+        sandbox,
+        wire(sessionId="session-b", parentGuid="p-3"),
+        wire(eventType="Hovered", sessionId="session-b"),
+    )
     post(sandbox, body=b"{}")
     shown = page.locator("#shown")
     search = page.get_by_role("searchbox")

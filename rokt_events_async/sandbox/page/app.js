@@ -1,20 +1,5 @@
-/* The live page: puts its parts together. Views, filters, frames, counters, the keyboard, the connection. */
-import {
-  $,
-  clock,
-  copy,
-  count,
-  h,
-  icon,
-  many,
-  narrow,
-  recall,
-  remember,
-  setText,
-  short,
-  tell,
-  toast,
-} from './text.js';
+/* The live page: puts its parts together. Views, filters, frames, wiring, the connection. */
+import { $, clock, copy, count, h, icon, many, narrow, setText, short, tell, toast } from './text.js';
 import {
   app,
   boundInbox,
@@ -32,19 +17,14 @@ import {
 import { VirtualList } from './list.js';
 import { KINDS } from './rows.js';
 import { findings } from './findings.js';
-import { copyAs, open, showLatency, showRequest } from './request.js';
+import { open, showLatency, showRequest } from './request.js';
 import { isStale, showSession } from './session.js';
-import {
-  closeDesk,
-  closePop,
-  markDock,
-  openDesk,
-  pickFault,
-  showPicked,
-  showSettings,
-  wireControls,
-} from './controls.js';
+import { closeDesk, markDock, openDesk, showPicked, showSettings, wireControls } from './controls.js';
 import { connect } from './stream.js';
+import { blank as showBlank } from './blank.js';
+import { counters, spark } from './counters.js';
+import './keyboard.js';
+import './theme.js';
 
 const PER_FRAME = 400;
 const SLICE = 8; // ms of a search before the page is drawn again
@@ -174,93 +154,9 @@ function clearFilters() {
   rebuild();
 }
 
-// What is shown where there is nothing to show.
-
-const CURL = `curl -i "$ROKT_ENDPOINT" \\
-  -H "rokt-pub-id: $ROKT_PUB_ID" \\
-  -H "rokt-secret: $ROKT_SECRET" \\
-  -H "rokt-tag-id: $ROKT_TAG_ID" \\
-  -H "Content-Type: application/json" \\
-  -d '{"events": [{"eventType": "SignalViewed", "sessionId": "s-1",
-       "parentGuid": "c-1", "clientUniqueId": "order-1",
-       "eventTime": "'$(date -u +%FT%TZ)'"}]}'`;
-
 function blank() {
-  const el = $('blank');
-  const isEmpty = !list.items.length && !list.held.length;
-  const needsToken = state.conn === 'token';
-  el.hidden = !isEmpty;
-  const kind = !isEmpty
-    ? ''
-    : needsToken
-      ? 'token'
-      : !state.hello
-        ? 'connecting'
-        : filtered()
-          ? 'filtered'
-          : 'empty';
-  if (el.dataset.kind === kind) return;
-  el.dataset.kind = kind;
-  if (kind) el.replaceChildren(h('div', { class: 'blank-in' }, ...BLANKS[kind]()));
+  showBlank(!list.items.length && !list.held.length);
 }
-
-const BLANKS = {
-  connecting: () => [
-    h('h2', {}, 'Connecting to the sandbox'),
-    h(
-      'p',
-      {},
-      'The page has no data yet. If this stays, the sandbox has stopped: start it again with rokt-events sandbox.',
-    ),
-  ],
-  token: () => [
-    h('h2', {}, 'This sandbox is exposed'),
-    h(
-      'p',
-      {},
-      'It listens beyond this machine, so the page needs its token. Open the address that the sandbox has printed, with all that follows the #.',
-    ),
-  ],
-  filtered: () => [
-    h('h2', {}, 'Nothing matches'),
-    h('p', {}, 'None of the requests that are kept match these filters.'),
-    h('button', { type: 'button', on: { click: clearFilters } }, 'Clear filters'),
-  ],
-  empty() {
-    const env = Object.entries(state.hello.env).map(([name, value]) => `export ${name}=${value}`);
-    const snip = (text, what) =>
-      h(
-        'div',
-        { class: 'snip' },
-        h('pre', { tabindex: '0', 'aria-label': what }, text),
-        h(
-          'button',
-          { type: 'button', class: 'small', on: { click: () => copy(text, what) } },
-          icon('copy'),
-          'Copy',
-        ),
-      );
-    const withheld = 'ROKT_SECRET is yours: this sandbox was given its credentials, and does not show them.';
-    return [
-      h('h2', {}, 'Point your application at the sandbox'),
-      h(
-        'p',
-        {},
-        'Set these where your application runs, then restart it. Its requests show up here as they arrive.',
-      ),
-      snip(env.join('\n'), 'Environment lines'),
-      !state.hello.env.ROKT_SECRET && h('p', {}, withheld),
-      h('h3', {}, 'Or send one event by hand'),
-      snip(CURL, 'curl command'),
-      h(
-        'div',
-        { class: 'wait' },
-        h('span', { class: 'pulse', 'aria-hidden': 'true' }),
-        'Waiting for the first request',
-      ),
-    ].filter(Boolean);
-  },
-};
 
 // Counters: four times a second, so that figures stay readable.
 
@@ -279,43 +175,6 @@ function fresh() {
   const some = `${count(list.items.length)} of ${many(all, 'request')}`;
   setText($('foot-count'), filtered() && state.view === 'requests' ? `${some} shown` : kept);
   if ($('shown')) setText($('shown'), state.view === 'requests' ? some : many(list.items.length, 'session'));
-}
-
-function counters() {
-  const { totals } = state;
-  for (const name of ['requests', 'accepted', 'refused', 'twice', 'sessions'])
-    setText($('s-' + name), count(totals[name]));
-  const seen = totals.accepted + totals.refused;
-  const share = seen ? (totals.accepted / seen) * 100 : 0;
-  const none = '\u00a0';
-  setText($('s-accepted-sub'), seen ? `${share === 100 ? '100' : share.toFixed(1)} % of events` : none);
-  setText($('s-requests-sub'), totals.requests ? `${(seen / totals.requests).toFixed(1)} events each` : none);
-  setText($('s-refused-sub'), totals.refused ? `${(100 - share).toFixed(1)} % of events` : 'none so far');
-  setText($('s-twice-sub'), totals.twice ? 'accepted again' : 'none so far');
-  setText(
-    $('s-sessions-sub'),
-    totals.sessions ? `${(totals.requests / totals.sessions).toFixed(1)} requests each` : none,
-  );
-}
-
-/** How many requests came in each of the last seconds, by the sandbox's clock: [all, not 2xx]. */
-let seconds = [];
-
-function spark() {
-  const most = Math.max(0, ...seconds.map(([all]) => all));
-  const bars = (which) =>
-    seconds
-      .map((bin, i) => {
-        const y = Math.round((bin[which] / Math.max(4, most)) * 38);
-        return y ? `M${i * 4} 40v${-y}h3v${y}z` : '';
-      })
-      .join('');
-  $('spark-all').setAttribute('d', bars(0));
-  $('spark-off').setAttribute('d', bars(1));
-  const rate = state.conn === 'live' ? seconds.slice(-5).reduce((sum, [all]) => sum + all, 0) / 5 : 0;
-  setText($('s-rate'), rate >= 10 ? String(Math.round(rate)) : rate.toFixed(1));
-  const label = `Requests a second over the last minute: now ${rate.toFixed(1)}, at most ${most}`;
-  $('spark').setAttribute('aria-label', label);
 }
 
 setInterval(() => {
@@ -454,11 +313,13 @@ function setPaused(on) {
 }
 
 Object.assign(app, {
+  clearFilters,
   closeDetail,
   go,
   goSession,
   move,
   rebuild,
+  setPaused,
   measure: () => list.measure(),
   touch: () => list.touch(),
   settings(settings) {
@@ -566,102 +427,6 @@ on('list', 'keydown', (e) => {
   }
 });
 
-// The keyboard.
-
-const HELP = [
-  ['j / k', 'Older / newer, also ↓ ↑'],
-  ['Enter', 'Open what is selected'],
-  ['Esc', 'Close, then clear the search'],
-  ['/', 'Search'],
-  ['p', 'Pause or resume'],
-  ['1 / 2', 'Requests / sessions'],
-  ['f', 'Fail the next requests'],
-  ['c', 'Copy as curl'],
-  ['y', 'Copy as test'],
-  ['t', 'Theme'],
-  ['?', 'This help'],
-];
-for (const [keys, text] of HELP) {
-  const names = keys === '/' ? ['/'] : keys.split(' / ');
-  const shownKeys = names.flatMap((name, i) => (i ? [' ', h('kbd', {}, name)] : [h('kbd', {}, name)]));
-  $('help-keys').append(h('dt', {}, ...shownKeys), h('dd', {}, text));
-}
-on('help-open', 'click', () => $('help').showModal());
-on('help-close', 'click', () => $('help').close());
-$('keys-on').checked = recall('keys') !== 'off';
-on('keys-on', 'change', () => remember('keys', $('keys-on').checked ? 'on' : 'off'));
-
-function escape() {
-  if (!$('pop').hidden) closePop();
-  else if ($('desk').classList.contains('open')) {
-    closeDesk();
-    $(narrow() ? 'list' : 'desk-open').focus();
-  } else if (document.activeElement === $('q') && $('q').value) {
-    $('q').value = '';
-    setSearch('');
-    rebuild();
-  } else if (document.activeElement === $('q')) $('list').focus();
-  else if (!$('detail').hidden && (state.view === 'requests' || narrow())) closeDetail();
-  else if (filtered()) clearFilters();
-}
-
-const chosen = (form) => {
-  const r = store.byNumber.get(state.chosen);
-  if (r) copyAs(r, form);
-};
-const KEYS = {
-  j: () => move(1),
-  k: () => move(-1),
-  '/': () => $('q').focus(),
-  p: () => setPaused(!state.paused),
-  1: () => go('requests'),
-  2: () => go('sessions'),
-  '?': () => $('help').showModal(),
-  t: nextTheme,
-  f() {
-    if (!state.hello) return;
-    if (getComputedStyle($('desk')).display === 'none') openDesk();
-    pickFault();
-  },
-  c: () => chosen('curl'),
-  y: () => chosen('test'),
-};
-document.addEventListener('keydown', (e) => {
-  if (e.ctrlKey || e.metaKey || e.altKey || $('help').open) return;
-  if (e.key === 'Escape') {
-    escape();
-    e.preventDefault();
-    return;
-  }
-  const el = e.target;
-  const isTyping =
-    /^(TEXTAREA|SELECT)$/.test(el.tagName) || (el.tagName === 'INPUT' && !/^(checkbox|range)$/.test(el.type));
-  if (!$('keys-on').checked || isTyping || !Object.hasOwn(KEYS, e.key)) return;
-  e.preventDefault();
-  KEYS[e.key]();
-});
-
-// The theme: as the system, light, dark.
-
-const THEMES = ['', 'light', 'dark'];
-
-function setTheme(name) {
-  if (name) document.documentElement.dataset.theme = name;
-  else delete document.documentElement.dataset.theme;
-  const text = `Theme: ${name || 'as the system'}`;
-  $('theme').title = text;
-  $('theme-text').textContent = text;
-  remember('theme', name);
-}
-
-function nextTheme() {
-  const at = THEMES.indexOf(document.documentElement.dataset.theme || '');
-  setTheme(THEMES[(at + 1) % THEMES.length]);
-}
-
-setTheme(THEMES.includes(recall('theme')) ? recall('theme') : '');
-on('theme', 'click', nextTheme);
-
 // The connection.
 
 const LOCKED = 'This sandbox asks for its token: open the address that it has printed.';
@@ -712,8 +477,7 @@ const MESSAGES = {
     scheduleInbox();
   },
   recent(data) {
-    seconds = data.seconds;
-    spark();
+    spark(data.seconds);
   },
   settings: (data) => app.settings(data),
   cleared(data) {

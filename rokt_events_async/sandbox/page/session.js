@@ -1,6 +1,6 @@
 /* One session: what is odd about it, its events along the usual sequence, and the same as a table. */
 import { $, clock, copy, h, icon, milli, narrow, s, short, span, vis } from './text.js';
-import { app, filter, state } from './store.js';
+import { app, filter } from './store.js';
 import { findings, LANES } from './findings.js';
 import { open } from './request.js';
 
