@@ -141,7 +141,8 @@ class ThreadedEmitter:
         """Starts the thread and the tracker now, instead of with the first event.
 
         So wrong settings show when the program starts. Do not call it before a server forks its workers: the
-        thread does not live on in them.
+        thread does not live on in them. Nor while a module is imported that `make` imports itself: the thread
+        would wait for that import, and the import for the thread.
 
         Raises:
             EmitterClosedError: It was closed.

@@ -109,11 +109,12 @@ volumes: {queue: {}}
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import TYPE_CHECKING, Any
 
 from rokt_events_async.emitter import Emitter
-from rokt_events_async.errors import RelayStoppedError
+from rokt_events_async.errors import InvalidSettingError, RelayStoppedError
 from rokt_events_async.outcomes import DeadLetter, PublisherStats, PublishReceipt, RelayHealth, RelayStats
 from rokt_events_async.relay.publisher import Publisher
 from rokt_events_async.relay.queue import EventQueue
@@ -147,15 +148,27 @@ def tracker_from_env(**settings: Any) -> Emitter | Publisher:
         settings: Arguments of the tracker's constructor.
 
     Raises:
-        InvalidSettingError: The variables do not fit, or credentials are missing.
+        InvalidSettingError: The variables do not fit, credentials are missing, or the tracker that they ask
+            for has no such setting.
         ModuleNotFoundError: The extra `[redis]` is not installed.
     """
     url = os.environ.get("ROKT_QUEUE_URL")
     if not url:
+        _check_known(settings, Emitter, "without ROKT_QUEUE_URL it is an Emitter")
         return Emitter(**settings)
     from rokt_events_async.relay.redis import RedisQueue  # noqa: PLC0415 -- an extra
 
+    _check_known(settings, Publisher, "with ROKT_QUEUE_URL it is a Publisher")
     return Publisher(RedisQueue(url), **settings)
+
+
+def _check_known(settings: dict[str, Any], tracker: type, why: str) -> None:
+    known = inspect.signature(tracker).parameters
+    if unknown := [name for name in settings if name not in known]:
+        raise InvalidSettingError(
+            f"tracker_from_env has no setting {', '.join(unknown)} here: {why}, which takes "
+            f"{', '.join(name for name in list(known)[1:] if not name.startswith('_'))}"
+        )
 
 
 if not TYPE_CHECKING:  # A type checker would take any name for one of this module.

@@ -641,6 +641,12 @@ def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(publisher, Publisher)
     assert "localhost:7000" in repr(publisher)
     assert "hush" not in repr(publisher)
+    with pytest.raises(
+        InvalidSettingError, match="no setting on_undelivered here: with ROKT_QUEUE_URL it is"
+    ):
+        tracker_from_env(on_undelivered=print, close_timeout=3)
     monkeypatch.setenv("ROKT_QUEUE_URL", "")
+    with pytest.raises(InvalidSettingError, match="no setting publish_timeout here: without ROKT_QUEUE_URL"):
+        tracker_from_env(publish_timeout=1)
     with pytest.raises(InvalidSettingError, match="no credentials"):
         tracker_from_env()
