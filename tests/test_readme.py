@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 import threading
 import time
@@ -10,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from rokt_events_async import Emitter, PartnerEvent, RetryPolicy, cli, threaded
+import rokt_events_async as package
+from rokt_events_async import Emitter, PartnerEvent, RetryPolicy, cli
 from rokt_events_async._pipeline import retry as retry_module
-from rokt_events_async.integrations import aiohttp as integration_of_aiohttp
-from rokt_events_async.integrations import asgi
 from rokt_events_async.sandbox import Sandbox
 from tests.samples import emitter_for, event
 from tests.simulation.bugs import BUGS
@@ -33,8 +34,31 @@ def blocks() -> list[tuple[int, str]]:
 
 def recipes() -> list[str]:
     """The Python blocks in the docstrings of the modules that have recipes."""
-    docs = [module.__doc__ or "" for module in (asgi, integration_of_aiohttp, threaded)]
+    names = [one.name for one in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+    docs = [importlib.import_module(name).__doc__ or "" for name in names if not name.endswith("__main__")]
     return [source for doc in docs for source in re.findall(r"```python\n(.*?)```", doc, re.DOTALL)]
+
+
+RECIPES = (
+    "from django.core.asgi import",
+    "from litestar import Litestar",
+    "from quart import Quart",
+    "from aiohttp import web",
+    "def test_a_view_is_reported(monkeypatch)",
+    "from flask import Flask",
+    "from celery import Celery",
+    "with ThreadedEmitter",
+    "async def sell(url: str)",
+    'tracker_named("eu")',
+)
+"""What each of them contains, and no other: other tests run them, under their servers."""
+
+
+def test_every_recipe_is_run() -> None:
+    """By a test that asks for it by its text."""
+    assert sorted(block_with(text) for text in RECIPES) == sorted(recipes())
+    tests = "".join(path.read_text() for path in (README.parent / "tests").rglob("*.py"))
+    assert [text for text in RECIPES if not any(f"({q}{text}{q})" in tests for q in ('"', "'"))] == []
 
 
 def block_with(text: str) -> str:

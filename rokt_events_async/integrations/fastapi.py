@@ -1,16 +1,25 @@
 """A tracker that lives as long as a FastAPI application.
 
+The README has an application with one. Two Rokt accounts:
+
 ```python
-app = FastAPI(lifespan=emitter_lifespan(tracker_from_env))
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI
+
+from rokt_events_async import Credentials, Emitter, PartnerEvent, Tracker
+from rokt_events_async.integrations.fastapi import RoktTracker, emitter_lifespan, tracker_named
+
+EU = Credentials(pub_id="rpub-eu", secret="from-the-secret-store", tag_id="7")
+EuTracker = Annotated[Tracker[Any], Depends(tracker_named("eu"))]
+app = FastAPI(lifespan=emitter_lifespan(Emitter, emitter_lifespan(lambda: Emitter(EU), name="eu")))
 
 
-@app.post("/viewed")
-async def viewed(tracker: RoktTracker) -> None:
-    await tracker.track(...)
+@app.post("/viewed/{guid}")
+async def viewed(guid: str, tracker: RoktTracker, eu: EuTracker) -> None:
+    event = PartnerEvent.viewed(session_id="s-1", parent_guid=guid, client_unique_id="order-4711")
+    await (eu if guid.startswith("eu-") else tracker).track(event)
 ```
-
-Two Rokt accounts: `emitter_lifespan(make_us, emitter_lifespan(make_eu, name="eu"))`, and
-`EuTracker = Annotated[Tracker[Any], Depends(tracker_named("eu"))]`.
 """
 
 from __future__ import annotations

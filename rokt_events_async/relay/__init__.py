@@ -1,8 +1,21 @@
 """The fleet: many processes publish events to one queue, and a few relays deliver them.
 
 ```python
-publisher = Publisher(RedisQueue("rediss://…"))     # in web processes, where an Emitter was
-relay = Relay(RedisQueue("rediss://…"), Emitter)    # or: rokt-events relay
+from rokt_events_async import Emitter, NotAcceptedError, PartnerEvent
+from rokt_events_async.relay import Publisher, RedisQueue, Relay
+
+
+async def sell(url: str) -> None:  # in web processes, in place of an Emitter
+    async with Publisher(RedisQueue(url)) as publisher:
+        event = PartnerEvent.viewed(session_id="s-1", parent_guid="c-1", client_unique_id="order-4711")
+        try:
+            await publisher.track(event)  # returns once the event is in the queue
+        except NotAcceptedError as error:
+            print(f"the checkout goes on without its event: {error}")
+
+
+async def relay(url: str) -> None:  # or: rokt-events relay
+    await Relay(RedisQueue(url), Emitter).run()
 ```
 
 **What it promises**, measured with 450 kills of relays and 32 of the server, Valkey and Redis, `appendfsync

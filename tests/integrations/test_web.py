@@ -267,6 +267,17 @@ def test_what_the_readme_says_of_errors_and_overrides(rokt_sandbox: Sandbox) -> 
     tracked.track.assert_awaited_once()
 
 
+def test_the_recipe_for_two_accounts(rokt_sandbox: Sandbox) -> None:
+    """Each event goes to the tracker of its account."""
+    shop = readme('tracker_named("eu")')
+    shop["EU"] = rokt_sandbox.credentials
+    with TestClient(shop["app"]) as client:
+        for guid in ("us-1", "eu-1"):
+            assert client.post(f"/viewed/{guid}").status_code == 200
+    assert sorted(one["parentGuid"] for one in rokt_sandbox.events) == ["eu-1", "us-1"]
+    assert len({request.headers["rokt-tag-id"] for request in rokt_sandbox.requests}) == 1
+
+
 def test_a_recording_tracker_in_place_of_the_tracker() -> None:
     """Without sockets, as the README says."""
     app = FastAPI(lifespan=emitter_lifespan(tracker_from_env))

@@ -28,6 +28,7 @@ from tests.end_to_end.proxy import FaultyProxy, Temper
 from tests.relay.test_queues import buried, new_entry, read
 from tests.samples import event
 from tests.servers import ENGINES, QueueServer, free_port
+from tests.test_readme import block_with
 
 pytestmark = pytest.mark.real_loop
 
@@ -386,6 +387,25 @@ async def test_a_database_that_is_not_there(own_server: StartServer) -> None:
     """That is a wrong setting, and no outage."""
     with pytest.raises(QueueRefusedError, match="refuses: DB index is out of range"):
         await Publisher(RedisQueue(f"{own_server().url}/99")).start()
+
+
+async def test_the_recipe(
+    own_server: StartServer, rokt_sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A web process and a relay; without the queue the checkout goes on."""
+    server = own_server()
+    recipe: dict[str, Any] = {"__name__": "shop"}
+    exec(block_with("async def sell(url: str)"), recipe)
+    relaying = asyncio.create_task(recipe["relay"](server.url))
+    await recipe["sell"](server.url)
+    async with asyncio.timeout(15):
+        while not rokt_sandbox.events:
+            await asyncio.sleep(0.05)
+    relaying.cancel()
+    await asyncio.wait([relaying])
+    server.kill()
+    await recipe["sell"](server.url)
+    assert "the checkout goes on without its event: the event is not in the queue" in capsys.readouterr().out
 
 
 # Permissions and TLS.
