@@ -1,7 +1,7 @@
 """What an outage costs with a journal: events that find no room in memory are on disk alone.
 
 Tracked at a fixed rate while every request is answered 503, then delivered once it is over; beside a recovery
-of as many events by the next process. And one session that fails for ever, beside sessions that are well.
+of as many events by the next process. And one session that fails forever, beside sessions that are well.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ T = TypeVar("T")
 
 _MIB: Final = 1024 * 1024
 
-_NOBODY: Final = Credentials(pub_id="disabled", secret="disabled", tag_id="0")  # noqa: S106 -- never sent
+_NO_CREDENTIALS: Final = Credentials(pub_id="disabled", secret="disabled", tag_id="0")  # noqa: S106 -- never sent
 
 _TURN: Final = 100
 """After how many events `track_many` lets the loop turn."""
@@ -201,7 +201,7 @@ class Emitter:
     ) -> None:
         self._is_disabled = is_disabled()
         if credentials is None:
-            credentials = _NOBODY if self._is_disabled else Credentials.from_env()
+            credentials = _NO_CREDENTIALS if self._is_disabled else Credentials.from_env()
         self._journal = None if self._is_disabled else choose_journal(journal)
         self._settings = check_settings(
             is_durable=self._journal is not None,
@@ -295,7 +295,7 @@ class Emitter:
     def _assemble(self, loop: asyncio.AbstractEventLoop, depot: Depot | None) -> None:
         self._home.adopt_running_loop()
         settings = self._settings
-        # Empty: an emitter that a request starts must not carry that request's values for ever.
+        # Empty: an emitter that a request starts must not carry that request's values forever.
         context = contextvars.Context()
         recorder = None
         if depot is not None and self._journal is not None:

@@ -193,7 +193,7 @@ def test_a_drain_that_is_given_up_before_it_begins(rokt_sandbox: Sandbox) -> Non
 
 
 def test_a_start_that_is_interrupted(rokt_sandbox: Sandbox) -> None:
-    """By a signal whose handler tracks: it is refused, and not held for ever."""
+    """By a signal whose handler tracks: it is refused, and not held forever."""
     threaded: ThreadedEmitter
 
     def make() -> RecordingTracker:
@@ -410,7 +410,7 @@ print(len(reports), reports[0] is reports[1], rokt.stats.unconfirmed, rokt.close
 
 
 def test_a_close_in_a_signals_handler(rokt_sandbox: Sandbox) -> None:
-    """While the program closes: both wait for the same, and neither for ever."""
+    """While the program closes: both wait for the same, and neither forever."""
     rokt_sandbox.fail_next(*["silence"] * 9)
     status, out, err = run_script(SCRIPT.split("rokt =", maxsplit=1)[0] + HANDLER)
     assert (status, out.split()) == (0, ["2", "True", "1", "True"]), err

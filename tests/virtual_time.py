@@ -13,7 +13,7 @@ GRACE = 0.003
 """Real seconds in which a socket may still come up with something before the clock jumps."""
 
 PATIENCE = 10.0
-"""Real seconds after which a loop that waits for ever, with no timer at all, is called stuck."""
+"""Real seconds after which a loop that waits forever, with no timer at all, is called stuck."""
 
 
 class _JumpingSelector(selectors.DefaultSelector):

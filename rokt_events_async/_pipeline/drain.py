@@ -197,7 +197,7 @@ _DISK: Final = 1.0
 
 
 async def _bounded(waiting: Coroutine[Any, Any, None]) -> None:
-    """Waits for the disk, but not for ever."""
+    """Waits for the disk, but not forever."""
     task = asyncio.ensure_future(waiting)
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.wait((task,), timeout=_DISK)

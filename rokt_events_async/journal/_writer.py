@@ -2,7 +2,7 @@
 
 The files live in the thread's locals, and nowhere else: in the child of a fork the thread does not exist, so
 nothing there can close them. While a job runs no fork happens: SQLite's own locks would stay taken in the
-child for ever.
+child forever.
 """
 
 from __future__ import annotations

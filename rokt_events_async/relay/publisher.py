@@ -148,7 +148,7 @@ class Publisher:
         loop = self._home.adopt_running_loop()
         self._nonce = secrets.token_hex(8).encode()
         self._state, self._since = "open", self._clock()
-        # Empty: what a request starts must not carry that request's values for ever.
+        # Empty: what a request starts must not carry that request's values forever.
         self._writing = loop.create_task(
             self._writer.run(), name="rokt-events-publisher", context=contextvars.Context()
         )

@@ -424,7 +424,7 @@ class Relay:
     # Loops.
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        # Empty: what a request starts must not carry that request's values for ever.
+        # Empty: what a request starts must not carry that request's values forever.
         loop = asyncio.get_running_loop()
         task = loop.create_task(work, name="rokt-events-relay", context=contextvars.Context())
         self._tasks.add(task)

@@ -237,7 +237,7 @@ GOOD = b'{"processedEventsCount":1,"unprocessedEvents":[],"success":true}'
 
 
 def asked(*answers: Any) -> tuple[Callable[[], Any], list[int]]:
-    """A provider that gives these answers, the last one for ever, and how often it was asked."""
+    """A provider that gives these answers, the last one forever, and how often it was asked."""
     calls: list[int] = []
 
     def provide() -> Any:

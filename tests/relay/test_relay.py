@@ -633,7 +633,7 @@ async def test_a_failing_session_does_not_stop_the_others(queue: MemoryQueue, ma
 async def test_a_session_that_always_fails_ends_as_dead_letters(
     queue: MemoryQueue, make_relay: MakeRelay
 ) -> None:
-    """After `max_unconfirmed_attempts`: it does not go on for ever."""
+    """After `max_unconfirmed_attempts`: it does not go on forever."""
     rokt = PickyRokt()
     await publish(queue, event("bad"), event("good"))
     async with rokt.running():

@@ -261,7 +261,7 @@ def test_a_thread_that_cannot_serve() -> None:
 
 
 def test_a_thread_that_cannot_even_try() -> None:
-    """Whatever is wrong, no caller waits for ever."""
+    """Whatever is wrong, no caller waits forever."""
     with pytest.raises(OverflowError), Sandbox(port=70_000):
         pass
     assert "rokt-sandbox" not in [thread.name for thread in threading.enumerate()]

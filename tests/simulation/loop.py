@@ -24,7 +24,7 @@ class DeadlockError(AssertionError):
 
 
 class _Selector:
-    """Asked to wait, it moves the clock; asked to wait for ever, it says that nothing will come."""
+    """Asked to wait, it moves the clock; asked to wait forever, it says that nothing will come."""
 
     def __init__(self, loop: SimulatedLoop) -> None:
         self._loop = loop
