@@ -457,9 +457,8 @@ def _close_open() -> None:
             except Exception as error:  # noqa: BLE001 -- the others are still to be closed
                 log(logging.ERROR, "%r could not be closed at the end: %s", emitter, type(error).__name__)
     except BaseException:
-        for _, running in closing:
-            if running is not None:
-                running.give_up()
+        for running in filter(None, [running for _, running in closing]):
+            running.give_up()
         raise
 
 

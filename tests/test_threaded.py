@@ -192,6 +192,77 @@ def test_a_drain_that_is_given_up_before_it_begins(rokt_sandbox: Sandbox) -> Non
     assert report.failed + report.unconfirmed == 1
 
 
+def test_callers_share_a_start() -> None:
+    """The second waits for the first's."""
+    go = threading.Event()
+    made: list[RecordingTracker] = []
+
+    def make() -> RecordingTracker:
+        assert go.wait(10)
+        made.append(RecordingTracker())
+        return made[-1]
+
+    threaded = ThreadedEmitter(make)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        starting = [pool.submit(threaded.start) for _ in range(2)]
+        time.sleep(0.1)
+        go.set()
+        assert [one.result(10) for one in starting] == [None, None]
+    threaded.close()
+    assert len(made) == 1
+
+
+def test_an_interrupted_end_of_the_program_gives_up_all() -> None:
+    """Not only the one that it waits for."""
+    cancelled: list[str] = []
+
+    class Slow(RecordingTracker):
+        async def aclose(self, timeout: float | None = None) -> DrainReport:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                cancelled.append("once")
+            return DrainReport()
+
+    both = [ThreadedEmitter(Slow), ThreadedEmitter(Slow)]
+    for threaded in both:
+        threaded.start()
+    interrupt = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.daemon = True  # The end waits for other threads.
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        module._close_all()
+    assert cancelled == ["once", "once"]
+    module._open.clear()
+    while loops():
+        time.sleep(0.01)
+
+
+def test_a_close_while_it_is_being_started() -> None:
+    """A caller that waits for the start is refused, and the tracker is closed."""
+    go = threading.Event()
+    made = RecordingTracker()
+
+    def make() -> RecordingTracker:
+        assert go.wait(10)
+        return made
+
+    threaded = ThreadedEmitter(make)
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        starting = pool.submit(threaded.start)
+        time.sleep(0.1)
+        tracking = pool.submit(threaded.track, event())
+        time.sleep(0.1)
+        closing = pool.submit(threaded.close)
+        time.sleep(0.1)
+        go.set()
+        starting.result(10)
+        with pytest.raises(EmitterClosedError):
+            tracking.result(10)
+        closing.result(10)
+    assert made.health.state == "closed"
+
+
 def test_a_start_that_is_interrupted(rokt_sandbox: Sandbox) -> None:
     """By a signal whose handler tracks: it is refused, and not held forever."""
     threaded: ThreadedEmitter
@@ -220,15 +291,19 @@ def test_a_start_that_is_interrupted(rokt_sandbox: Sandbox) -> None:
     threaded.close()
 
 
-def test_an_interrupted_start_leaves_no_thread() -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_interrupted_start_leaves_no_thread(*, fails: bool) -> None:
     """The tracker that was being made is closed; the next call makes another."""
     made: list[RecordingTracker] = []
 
     def make() -> RecordingTracker:
-        if not made:
+        is_first = not made
+        made.append(RecordingTracker())
+        if is_first:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.2)
-        made.append(RecordingTracker())
+            if fails:
+                raise KeyError
         return made[-1]
 
     threaded = ThreadedEmitter(make)
@@ -236,7 +311,7 @@ def test_an_interrupted_start_leaves_no_thread() -> None:
         threaded.start()
     while loops():
         time.sleep(0.01)
-    assert made[0].health.state == "closed"
+    assert made[0].health.state == ("ok" if fails else "closed")
     assert threaded.track(event()).result(1)
     assert len(made) == 2
     threaded.close()
@@ -307,6 +382,7 @@ def test_what_a_child_forgets() -> None:
     threaded.start()
     running = threaded._running
     assert running is not None
+    threaded._forget()
     threaded._forget()
     assert threaded.health.state == "new"
 

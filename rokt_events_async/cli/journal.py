@@ -148,9 +148,8 @@ async def _send(directory: Path, timeout: float) -> int:
             others["in use: their owner is alive"] += file.stored
         elif (file.endpoint, file.tag_id) != (endpoint, tag_id):
             others[f"for another account: tag id {file.tag_id}, {file.endpoint}"] += file.stored
-    for why, count in others.items():
-        if count:
-            print(f"{counted(count, 'event')} not sent, {why}", file=sys.stderr)
+    for why, count in (+others).items():  # Without those of which there are none.
+        print(f"{counted(count, 'event')} not sent, {why}", file=sys.stderr)
     return 1 if left or others.total() else 0
 
 

@@ -80,7 +80,7 @@ class _Login(CredentialProvider):
         return self._get()
 
     async def get_credentials_async(self) -> Any:
-        return self._get()
+        return self.get_credentials()
 
     def __repr__(self) -> str:
         return "<hidden>"
