@@ -174,7 +174,7 @@ if not TYPE_CHECKING:  # A type checker would take any name for one of this pack
         for module, names in _NAMES.items():
             if name == module or name in names:
                 found = importlib.import_module(f"{__name__}.{module}")
-                return globals().setdefault(name, found if name == module else getattr(found, name))
+                return found if name == module else getattr(found, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:

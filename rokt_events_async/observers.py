@@ -244,12 +244,15 @@ class LoggingObserver(Observer):
             self._tell_of_deferral(after)
         if before.state != after.state and "credentials_refused" in (before.state, after.state):
             self._tell_of_credentials(before, after)
+        if before.state != after.state and "outage" in (before.state, after.state):
+            self._note_outage(after)
+
+    def _note_outage(self, after: Health) -> None:
+        began, self._outage = self._outage, None
         if after.state == "outage":
-            if self._outage is None:
-                self._outage = after
-                self._quiet_until = -math.inf  # The next retry tells of it.
-        elif self._outage is not None and after.state not in ("closing", "closed"):
-            began, self._outage = self._outage, None
+            self._outage = after
+            self._quiet_until = -math.inf  # The next retry tells of it.
+        elif began is not None and after.state not in ("closing", "closed"):  # A close ends no outage.
             self._tell_end(began, after)
 
     def _tell_of_recovered_journal(self) -> None:

@@ -13,8 +13,9 @@ What ends a process without the interpreter's end loses what is pending in memor
   `rokt.flush()` or `rokt.close()` in the child.
 - `kill -9`: a journal (`ROKT_JOURNAL`).
 
-It closes when the program's own threads have ended, and before exit handlers (`atexit`) and thread pools that
-are not shut down: track nothing in those.
+At the interpreter's end it waits for other threads first (plain `threading.Thread`s that are no daemons),
+for at most `close_timeout`, because they may still track. Track nothing in exit handlers (`atexit`) and in
+thread pools that are not shut down.
 
 Flask, under gunicorn with any worker, `--preload` too (uWSGI needs `enable-threads = true`):
 
@@ -98,6 +99,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from types import TracebackType
@@ -105,6 +107,7 @@ from typing import Any, Final, NoReturn, Self
 
 from rokt_events_async._making import MakeTracker, check_make, make_one
 from rokt_events_async._tracking.log import log
+from rokt_events_async._tracking.threadsafe import LoopGoneError, Result, run_there
 from rokt_events_async.emitter import Emitter
 from rokt_events_async.errors import EmitterClosedError, WrongContextError
 from rokt_events_async.events import PartnerEvent
@@ -119,7 +122,8 @@ class ThreadedEmitter:
     All methods may be called from any thread, but not from a running loop, which they would block: there,
     use an `Emitter`. That goes for `on_undelivered`, observers and a future's callbacks too, which run on the
     tracker's loop. Constructing it does nothing. The first `track` starts the thread; after a fork, each
-    process starts its own. From the handler of a signal, `close` may be called.
+    process starts its own. A signal's handler must call none of them, because it may have interrupted one: it
+    raises `SystemExit` (`sys.exit`), and the end of the interpreter closes.
 
     Args:
         make: A factory of the tracker: `Emitter`, `tracker_from_env`, or a function that calls one with
@@ -188,9 +192,7 @@ class ThreadedEmitter:
         seconds = None if timeout is None else check_number("timeout", timeout, at_least=0)
         _refuse_a_loop()
         running = self._running
-        if running is None or not running.thread.is_alive():
-            return True
-        return bool(running.call(lambda tracker: tracker.flush(seconds)))
+        return True if running is None else running.flush(seconds)
 
     def close(self, timeout: float | None = None) -> Any:
         """Stops intake at once, drains for at most `timeout` seconds, and ends the thread.
@@ -293,7 +295,15 @@ class ThreadedEmitter:
         if self._running is None or not self._running.thread.is_alive():
             self._running = _Running(self._make)
             _open[self] = None
+            if self._is_closed:  # By a signal's handler meanwhile.
+                self._running.stop(0)
+                raise _closed_error()
         return self._running.tracker
+
+    def _close_timeout(self) -> float:
+        """Returns for how many seconds a close may drain."""
+        running = self._running
+        return 0.0 if running is None else getattr(running.tracker, "close_timeout", _CLOSE_TIMEOUT)
 
     def _forget(self) -> None:
         """Forgets the parent's thread in a child, which has neither the thread nor what its lock guards."""
@@ -313,56 +323,77 @@ class _Running:
 
     def __init__(self, make: MakeTracker) -> None:
         self._make = make
-        self._ended: concurrent.futures.Future[object] = concurrent.futures.Future()
+        self._opened: Result[Tracker[Any]] = Result()
+        self._ended: Result[object] = Result()
+        self._is_abandoned = False
         self._closing: asyncio.Task[Any] | None = None
         self._is_given_up = False
-        opened: concurrent.futures.Future[Tracker[Any]] = concurrent.futures.Future()
-        self.thread = threading.Thread(target=self._run, args=(opened,), name="rokt-events-loop", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="rokt-events-loop", daemon=True)
         try:
             self.thread.start()
-            self.tracker = opened.result()
+            while not self._opened.wait(_LOOK_AGAIN):
+                pass
         except BaseException:
-            if not opened.cancel():  # It has failed. Otherwise the wait was interrupted, and the thread ends.
+            self._is_abandoned = True  # The thread closes what it opens.
+            if self._opened.is_set:
                 self.stop(0)
-                self.thread.join()
+            raise
+        try:
+            self.tracker = self._opened.result()
+        except BaseException:
+            self.thread.join()
             raise
 
-    def _run(self, opened: concurrent.futures.Future[Tracker[Any]]) -> None:
-        with contextlib.suppress(asyncio.CancelledError):  # Something of the application's did that.
-            asyncio.run(self._live(opened))
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner() as runner:
+                runner.run(self._live())
+        except BaseException as error:  # noqa: BLE001 -- told to the threads that wait
+            # No loop could be made, something of the application's has stopped it, or it could not be cleaned
+            # up at the interpreter's end, when all is told.
+            for result in (self._opened, self._ended):
+                if not result.is_set:
+                    result.set_exception(error)
 
-    async def _live(self, opened: concurrent.futures.Future[Tracker[Any]]) -> None:
-        """Keeps the tracker open until `end`."""
+    async def _live(self) -> None:
+        """Keeps the tracker open until `stop`."""
         self._loop = asyncio.get_running_loop()
         self._stopped: asyncio.Future[float | None] = self._loop.create_future()
         try:
             tracker = make_one(self._make)
             await tracker.start()
         except BaseException as error:  # noqa: BLE001 -- raised again in the thread that waits
-            if opened.set_running_or_notify_cancel():
-                opened.set_exception(error)
+            self._opened.set_exception(error)
             return
-        if not opened.set_running_or_notify_cancel():
-            await tracker.aclose(0)
-            return
-        opened.set_result(tracker)
+        self._opened.set_result(tracker)
+        if self._is_abandoned:
+            self._stop(0)
         timeout = None
         try:
             timeout = await self._stopped
         finally:
             self._closing = asyncio.current_task()
             try:
-                self._ended.set_result(await tracker.aclose(0 if self._is_given_up else timeout))
+                self._ended.set_result(await self._close(tracker, timeout))
             except BaseException as error:  # noqa: BLE001 -- raised again in the thread that waits
                 self._ended.set_exception(error)
 
-    def call(self, make_call: Callable[[Tracker[Any]], Any]) -> Any:
-        """Awaits a call of the tracker, and returns its result."""
-        future = asyncio.run_coroutine_threadsafe(make_call(self.tracker), self._loop)
+    async def _close(self, tracker: Tracker[Any], timeout: float | None) -> object:
         try:
-            return future.result()
-        finally:
-            future.cancel()
+            return await tracker.aclose(0 if self._is_given_up else timeout)
+        except asyncio.CancelledError:
+            if not self._is_given_up:
+                raise
+            return await tracker.aclose(0)  # The report: every event has its outcome.
+
+    def flush(self, timeout: float | None) -> bool:
+        """Flushes the tracker. A loop that has ended has nothing left to send."""
+        if self._ended.is_set:
+            return True
+        try:
+            return run_there(self.tracker.flush(timeout), self._loop, is_running=self.thread.is_alive)
+        except LoopGoneError as gone:
+            return self._ended.is_set or not gone.is_cancelled
 
     def stop(self, timeout: float | None) -> None:
         """Begins to close the tracker. Only the first call's timeout counts."""
@@ -375,17 +406,18 @@ class _Running:
     def report(self) -> object:
         """Waits until the tracker is closed and the thread has ended. Interrupted, it ends the drain."""
         try:
-            concurrent.futures.wait([self._ended])
-            self.thread.join()
+            while not self._ended.wait(_LOOK_AGAIN):
+                pass
         except BaseException:
             self.give_up()
             raise
+        self.thread.join()
         return self._ended.result()
 
     def give_up(self) -> None:
         """Ends the drain, and waits until every event has its outcome."""
         self._call_soon(self._give_up)
-        concurrent.futures.wait([self._ended], _GIVING_UP)
+        self._ended.wait(_GIVING_UP)
 
     def _give_up(self) -> None:
         self._is_given_up = True
@@ -396,6 +428,14 @@ class _Running:
         with contextlib.suppress(RuntimeError):  # The loop has ended already.
             self._loop.call_soon_threadsafe(call, *values)
 
+
+_LOOK_AGAIN: Final = 1.0
+"""Seconds of one wait; a signal ends it sooner."""
+
+_LOOK_AT_THREADS: Final = 0.1
+
+_CLOSE_TIMEOUT: Final = 10.0
+"""Seconds, of a tracker that does not tell its own."""
 
 _GIVING_UP: Final = 2.0
 """Seconds that an interrupted close waits for the outcomes of what it gives up."""
@@ -424,37 +464,43 @@ _left_behind: Final[list[_Running]] = []
 
 
 def _close_all() -> None:
-    """Closes, when the interpreter ends, what is still open; all of them drain at the same time."""
+    """Closes, when the interpreter ends, what is not closed; all that are open drain at the same time."""
     try:
-        _wait_for_threads()
+        if any(not emitter._is_closed for emitter in tuple(_all)):
+            _wait_for_threads()
     finally:
-        _close_open()
+        _close_each()
 
 
 def _wait_for_threads() -> None:
     """Waits for the program's own threads, as the interpreter would do next: they may track until then.
 
-    The threads of pools are left out. They end when the standard library tells them to, after this.
+    It waits for the longest `close_timeout` at most: what a thread waits for may come with the close alone.
     """
+    began = time.monotonic()
     while threads := [one for one in threading.enumerate() if _is_waited_for(one)]:
-        for thread in threads:
-            thread.join()
+        timeout = max([emitter._close_timeout() for emitter in tuple(_open)], default=_CLOSE_TIMEOUT)
+        left = began + timeout - time.monotonic()
+        if left <= 0:
+            break
+        threads[0].join(min(left, _LOOK_AT_THREADS))
 
 
 def _is_waited_for(thread: threading.Thread) -> bool:
+    """Returns True for the program's own threads. Those of pools end when they are told to, after this."""
     if thread.daemon or thread in (threading.current_thread(), threading.main_thread()):
         return False
     workers: Any = getattr(sys.modules.get("concurrent.futures.thread"), "_threads_queues", ())
-    return thread not in workers and not type(thread).__module__.startswith("concurrent.futures")
+    return thread not in workers and type(thread).__module__ in ("threading", "__main__")
 
 
-def _close_open() -> None:
-    closing = [(emitter, emitter._begin_closing(None)) for emitter in tuple(_open)]
+def _close_each() -> None:
+    closing = [(emitter, emitter._begin_closing(None)) for emitter in {*_all, *_open}]
     try:
         for emitter, _ in closing:
             try:
                 emitter.close()
-            except Exception as error:  # noqa: BLE001 -- the others are still to be closed
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- the others are to be closed
                 log(logging.ERROR, "%r could not be closed at the end: %s", emitter, type(error).__name__)
     except BaseException:
         for running in filter(None, [running for _, running in closing]):
@@ -468,8 +514,8 @@ def _forget_all() -> None:
         emitter._forget()
 
 
-# Before the standard library ends its executors, without which no name is resolved any more. Where Python
-# does not have that hook, a drain at the end needs connections that are open already.
+# Before the standard library ends its executors, without which no name is resolved any more, unless they were
+# imported later. Where Python does not have that hook, a drain needs connections that are open already.
 _register: Callable[[Callable[[], None]], object] = getattr(threading, "_register_atexit", atexit.register)
 _register(_close_all)
 

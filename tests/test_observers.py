@@ -417,6 +417,19 @@ def test_a_close_ends_no_outage(caplog: pytest.LogCaptureFixture) -> None:
     assert [line.split(":")[0] for line in told] == ["outage since 12", "the journal can be written again"]
 
 
+def test_an_observer_of_two_emitters(caplog: pytest.LogCaptureFixture) -> None:
+    """The outage of one does not end with what happens to the other, nor goes on after its close."""
+    observer = LoggingObserver(per=10.0, _clock=lambda: 0.0)
+    at = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
+    observer.on_health(health("ok", at), health("outage", at))
+    observer.on_health(health("ok", at), health("retrying", at))
+    observer.on_health(health("retrying", at), health("ok", at))
+    assert caplog.records == []
+    observer.on_health(health("outage", at), health("closing", at))
+    observer.on_health(health("ok", at), health("retrying", at))
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize("level", ["loud", "WARNING", None, True])
 def test_a_level_is_a_number(level: Any) -> None:
     """It is refused where it is written, not at the first record."""

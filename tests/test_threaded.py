@@ -176,8 +176,10 @@ def test_a_close_keeps_other_threads_waiting_for_nothing(rokt_sandbox: Sandbox) 
         while running._closing is None:
             time.sleep(0.01)
         running.give_up()
-        assert isinstance(closing.exception(5), asyncio.CancelledError | concurrent.futures.CancelledError)
+        report = closing.result(5)
+        assert report.failed + report.unconfirmed == 1
     assert threaded.stats.pending == 0
+    assert threaded.close() is report
 
 
 def test_a_drain_that_is_given_up_before_it_begins(rokt_sandbox: Sandbox) -> None:
@@ -218,10 +220,10 @@ def test_an_interrupted_end_of_the_program_gives_up_all() -> None:
 
     class Slow(RecordingTracker):
         async def aclose(self, timeout: float | None = None) -> DrainReport:
-            try:
+            if timeout == 0:
+                cancelled.append("given up")
+            else:
                 await asyncio.sleep(60)
-            finally:
-                cancelled.append("once")
             return DrainReport()
 
     both = [ThreadedEmitter(Slow), ThreadedEmitter(Slow)]
@@ -232,14 +234,14 @@ def test_an_interrupted_end_of_the_program_gives_up_all() -> None:
     interrupt.start()
     with pytest.raises(KeyboardInterrupt):
         module._close_all()
-    assert cancelled == ["once", "once"]
+    assert cancelled == ["given up", "given up"]
     module._open.clear()
     while loops():
         time.sleep(0.01)
 
 
 def test_a_close_while_it_is_being_started() -> None:
-    """A caller that waits for the start is refused, and the tracker is closed."""
+    """The callers that start it, or wait for that, are refused, and the tracker is closed."""
     go = threading.Event()
     made = RecordingTracker()
 
@@ -256,9 +258,9 @@ def test_a_close_while_it_is_being_started() -> None:
         closing = pool.submit(threaded.close)
         time.sleep(0.1)
         go.set()
-        starting.result(10)
-        with pytest.raises(EmitterClosedError):
-            tracking.result(10)
+        for refused in (starting, tracking):
+            with pytest.raises(EmitterClosedError):
+                refused.result(10)
         closing.result(10)
     assert made.health.state == "closed"
 
@@ -332,6 +334,84 @@ def test_all_that_are_open_drain_at_the_same_time() -> None:
     module._close_all()
     assert [threaded.health.state for threaded in both] == ["closed", "closed"]
     assert not meeting.broken
+
+
+def test_flushes_while_it_is_closed(rokt_sandbox: Sandbox) -> None:
+    """They end with the close: a loop that has ended has nothing left to send."""
+    for _ in range(30):
+        threaded = ThreadedEmitter(lambda: Emitter(flush_interval=0))
+        threaded.track(event())
+
+        def flush(of: ThreadedEmitter = threaded) -> bool:
+            return [of.flush(5) for _ in range(20)] == [True] * 20
+
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            flushing = [pool.submit(flush) for _ in range(2)]
+            threaded.close()
+            assert [one.result(20) for one in flushing] == [True, True]
+
+
+def test_a_loop_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process has no file descriptors left: the call fails, and does not hang."""
+
+    def fail() -> None:
+        raise OSError(24, "Too many open files")
+
+    threaded = ThreadedEmitter(RecordingTracker)
+    with monkeypatch.context() as patch:
+        patch.setattr("asyncio.events.new_event_loop", fail)
+        with pytest.raises(OSError, match="Too many open files"):
+            threaded.track(event())
+    assert threaded.track(event()).result(1)
+    threaded.close()
+
+
+def test_a_close_in_a_signals_handler_during_the_start() -> None:
+    """The start ends, finds it closed, and leaves nothing open."""
+    made: list[RecordingTracker] = []
+
+    def make() -> RecordingTracker:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.2)
+        made.append(RecordingTracker())
+        return made[-1]
+
+    threaded = ThreadedEmitter(make)
+    before = signal.signal(signal.SIGUSR1, lambda *_: threaded.close())
+    try:
+        with pytest.raises(EmitterClosedError):
+            threaded.track(event())
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    threaded.close()
+    assert made[0].health.state == "closed"
+    assert loops() == []
+
+
+def test_a_flush_that_is_cancelled() -> None:
+    """By something of the application's, on a loop that goes on: it is no success."""
+
+    class Odd(RecordingTracker):
+        async def flush(self, timeout: float | None = None) -> bool:
+            raise asyncio.CancelledError
+
+    with ThreadedEmitter(Odd) as threaded:
+        assert not threaded.flush()
+
+
+def test_the_end_does_not_wait_without_bound(rokt_sandbox: Sandbox) -> None:
+    """For a thread that waits for what only the close brings."""
+    rokt_sandbox.fail_next(*["silence"] * 9)
+    threaded = ThreadedEmitter(lambda: Emitter(flush_interval=0, close_timeout=0.3, request_timeout=60))
+    future = threaded.track(event())
+    waiting = threading.Thread(target=future.exception)
+    waiting.start()
+    before = time.monotonic()
+    module._close_all()
+    assert time.monotonic() - before < 30
+    waiting.join(5)
+    assert not waiting.is_alive()
+    assert ThreadedEmitter(RecordingTracker)._close_timeout() == 0.0
 
 
 def test_a_publisher() -> None:

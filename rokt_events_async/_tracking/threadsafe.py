@@ -8,6 +8,7 @@ import contextlib
 import functools
 import inspect
 import math
+import queue
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextvars import Context
@@ -49,16 +50,53 @@ def run_there(
         call.never_run()
         raise LoopGoneError from None
     try:
-        while not concurrent.futures.wait([call.done], _LOOK_AGAIN).done:
-            if not is_running() and not call.done.done():
+        while not call.done.wait(_LOOK_AGAIN):
+            if not is_running() and not call.done.is_set:
                 raise LoopGoneError
         return call.done.result()
     finally:
-        if not call.done.done():
+        if not call.done.is_set:
             with contextlib.suppress(RuntimeError):  # The loop is closed.
                 loop.call_soon_threadsafe(call.cancel)
             if not is_running():
                 call.never_run()
+
+
+class Result(Generic[T]):
+    """A result that a loop hands to threads that wait for it.
+
+    A future of `concurrent.futures` would not do: a signal can interrupt the waiting thread while it holds
+    the future's lock, and the loop would wait for that lock.
+    """
+
+    def __init__(self) -> None:
+        self._arrived: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._value: T | None = None
+        self._error: BaseException | None = None
+        self.is_set = False
+
+    def set_result(self, value: T) -> None:
+        """Sets the value that `result` returns."""
+        self._value, self.is_set = value, True
+        self._arrived.put(None)
+
+    def set_exception(self, error: BaseException) -> None:
+        """Sets what `result` raises."""
+        self._error, self.is_set = error, True
+        self._arrived.put(None)
+
+    def wait(self, timeout: float) -> bool:
+        """Waits for so many seconds. Returns True if there is a result."""
+        with contextlib.suppress(queue.Empty):
+            self._arrived.get(timeout=timeout)
+            self._arrived.put(None)  # For others that wait.
+        return self.is_set
+
+    def result(self) -> T:
+        """Returns the value, or raises the error."""
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[return-value]  # It is set.
 
 
 class _Call(Generic[T]):
@@ -66,7 +104,7 @@ class _Call(Generic[T]):
 
     def __init__(self, coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> None:
         # Not the task's own future: that is set one turn later, and a stopping loop takes no more turns.
-        self.done: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self.done: Result[T] = Result()
         self._coroutine = coroutine
         self._running = self._run()
         self._loop = loop
@@ -100,7 +138,7 @@ class _Call(Generic[T]):
 
     def _on_done(self, _: asyncio.Task[None]) -> None:
         """Speaks for a task that was cancelled before its first step, and so could not."""
-        if not self.done.done():
+        if not self.done.is_set:
             self.never_run()
             self.done.set_exception(LoopGoneError(is_cancelled=True))
 

@@ -25,8 +25,9 @@ to `prometheus_client`'s registry, which the application exposes as it does its 
 | `rokt_publisher_refused_total` | counter | events not published, or not surely, by `error_type` |
 
 In `prometheus_client`'s multiprocess mode (`PROMETHEUS_MULTIPROC_DIR`, several gunicorn workers), gauges are
-the sum over living workers, and the two ages are left out, because that mode can call no function: alert on
-`rokt_client_pending`, `rokt_client_journal_backlog` and `rokt_client_outage` instead.
+the sum over living workers, as long as gunicorn's `child_exit` calls
+`multiprocess.mark_process_dead(worker.pid)`, and the two ages are left out, because that mode can call no
+function: alert on `rokt_client_pending`, `rokt_client_journal_backlog` and `rokt_client_outage` instead.
 
 Make the observer once, beside the factory and not in it: an application can start more than once, as in
 tests, and a registry takes one observer.

@@ -33,6 +33,7 @@ from rokt_events_async.errors import (
     EmitterNotStartedError,
     InvalidEventError,
     InvalidSettingError,
+    PublishUnconfirmedError,
     QueueFullError,
     QueueUnavailableError,
 )
@@ -264,8 +265,10 @@ class Publisher:
             return self._listeners.follow(self._publish(event).future)
         try:
             return run_there(self._publish_for_thread(event), loop, is_running=loop.is_running)
-        except LoopGoneError as gone:
-            raise self._home.gone_error(is_cancelled=gone.is_cancelled) from None
+        except LoopGoneError:
+            raise PublishUnconfirmedError(
+                "the event may be in the queue: the publisher's event loop has ended, or is ending"
+            ) from None
 
     async def _publish_for_thread(self, event: PartnerEvent) -> concurrent.futures.Future[PublishReceipt]:
         self._check_open()
