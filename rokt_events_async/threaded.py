@@ -500,7 +500,7 @@ def _close_each() -> None:
         for emitter, _ in closing:
             try:
                 emitter.close()
-            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- the others are to be closed
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- the others must be closed
                 log(logging.ERROR, "%r could not be closed at the end: %s", emitter, type(error).__name__)
     except BaseException:
         for running in filter(None, [running for _, running in closing]):
