@@ -25,6 +25,7 @@ from rokt_events_async import (
     WrongContextError,
 )
 from rokt_events_async import threaded as module
+from rokt_events_async._tracking.threadsafe import Result
 from rokt_events_async.relay import Publisher
 from rokt_events_async.sandbox import Sandbox
 from rokt_events_async.testing import MemoryQueue, RecordingTracker
@@ -192,6 +193,57 @@ def test_a_drain_that_is_given_up_before_it_begins(rokt_sandbox: Sandbox) -> Non
     running._loop.call_soon_threadsafe(running._give_up)
     report = threaded.close()
     assert report.failed + report.unconfirmed == 1
+
+
+def test_a_slow_start_and_a_slow_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are waited for, however long they take."""
+    monkeypatch.setattr(module, "_LOOK_AGAIN", 0.01)
+
+    class Slow(RecordingTracker):
+        async def start(self) -> None:
+            await asyncio.sleep(0.1)
+
+        async def aclose(self, timeout: float | None = None) -> DrainReport:
+            await asyncio.sleep(0.1)
+            return DrainReport(delivered=7)
+
+    threaded = ThreadedEmitter(Slow)
+    threaded.start()
+    assert threaded.close() == DrainReport(delivered=7)
+
+
+def test_a_start_that_is_interrupted_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tracker is open already, and is closed."""
+    made = RecordingTracker()
+    wait = Result.wait
+
+    def interrupted(self: Any, timeout: float) -> bool:
+        wait(self, timeout)
+        raise KeyboardInterrupt
+
+    threaded = ThreadedEmitter(lambda: made)
+    with monkeypatch.context() as patch:
+        patch.setattr(Result, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            threaded.start()
+    while loops():
+        time.sleep(0.01)
+    assert made.health.state == "closed"
+
+
+def test_a_close_that_is_cancelled(caplog: pytest.LogCaptureFixture) -> None:
+    """By something of the application's: it is told, and the others are closed all the same."""
+
+    class Odd(RecordingTracker):
+        async def aclose(self, timeout: float | None = None) -> DrainReport:
+            raise asyncio.CancelledError
+
+    odd, good = ThreadedEmitter(Odd), ThreadedEmitter(RecordingTracker)
+    odd.start()
+    good.start()
+    module._close_all()
+    assert good.health.state == "closed"
+    assert "could not be closed at the end: CancelledError" in caplog.text
 
 
 def test_callers_share_a_start() -> None:
