@@ -98,10 +98,8 @@ class Link:
         self._gone += count
         if self._gone and now >= self._quiet_until:
             self._quiet_until = now + _LOG_AGAIN
-            text = (
-                "the relay %s held %d entries that are gone from the queue: another relay has settled them, "
-            )
-            text += "or the queue has lost its data"
+            text = "the relay %s held %d entries that are gone from the queue: another relay has settled "
+            text += "them, the answer to their acknowledgement was lost, or the queue has lost its data"
             log(logging.WARNING, text, self._relay_id, self._gone)
             self._gone = 0
 

@@ -19,7 +19,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from rokt_events_async.errors import (
     ApiError,
@@ -44,8 +44,6 @@ from rokt_events_async.relay.entries import FORMAT, Entry, NewEntry
 from rokt_events_async.relay.letters import fields_to_replay
 from rokt_events_async.relay.queue import Backlog, Findings, RelayPresence, Roster, Taken
 from rokt_events_async.settings import check_count, check_number
-
-T = TypeVar("T")
 
 _GROUP: Final = "relays"
 _READ, _MARKED = 1, 2
@@ -106,7 +104,7 @@ class RedisQueue:
     # Exchanges.
 
     async def _run(self, *commands: tuple[Any, ...], timeout: float | None = None) -> list[Any]:
-        """As `_exchange`; raises the first error reply.
+        """Sends commands, and returns the reply of each; raises the first error reply.
 
         Raises:
             QueueFullError: The server's memory is full.
